@@ -146,12 +146,9 @@ mod tests {
     /// Proves PG-260.
     #[test]
     fn slot_names_are_patronis() {
-        for (name, slot) in [
-            ("Node-1.x", "node_1_x"),
-            ("a b", "au0032b"),
-            ("ä", "u0228"),
-            ("pg1", "pg1"),
-        ] {
+        for (name, slot) in
+            [("Node-1.x", "node_1_x"), ("a b", "au0032b"), ("ä", "u0228"), ("pg1", "pg1")]
+        {
             assert_eq!(MemberName::from(name).slot_name(), slot, "{name}");
         }
         assert_eq!(MemberName("x".repeat(70)).slot_name().len(), 63);

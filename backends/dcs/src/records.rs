@@ -312,8 +312,11 @@ pub struct Sync {
 impl Sync {
     pub fn parse(text: &str) -> Self {
         let Ok(Value::Object(map)) = serde_json::from_str(text) else { return Self::default() };
-        let leader =
-            map.get("leader").and_then(Value::as_str).filter(|name| !name.is_empty()).map(MemberName::from);
+        let leader = map
+            .get("leader")
+            .and_then(Value::as_str)
+            .filter(|name| !name.is_empty())
+            .map(MemberName::from);
         let quorum = match map.get("quorum") {
             Some(Value::Number(number)) => number.as_u64().unwrap_or(0),
             Some(Value::String(text)) => text.parse().unwrap_or(0),
@@ -338,7 +341,10 @@ impl Sync {
         names.sort_unstable();
         let voters = if names.is_empty() { Value::Null } else { Value::from(names.join(",")) };
         let mut map = Map::new();
-        map.insert("leader".into(), self.leader.as_ref().map_or(Value::Null, |n| n.as_str().into()));
+        map.insert(
+            "leader".into(),
+            self.leader.as_ref().map_or(Value::Null, |n| n.as_str().into()),
+        );
         map.insert("quorum".into(), self.quorum.into());
         map.insert("sync_standby".into(), voters);
         json::compact(&map)
@@ -362,7 +368,8 @@ pub struct Failover {
 
 impl Failover {
     pub fn parse(text: &str) -> Self {
-        let name_of = |text: &str| Some(text.trim()).filter(|n| !n.is_empty()).map(MemberName::from);
+        let name_of =
+            |text: &str| Some(text.trim()).filter(|n| !n.is_empty()).map(MemberName::from);
         match serde_json::from_str(text) {
             Ok(Value::Object(map)) => {
                 let field = |key: &str| map.get(key).and_then(Value::as_str);
@@ -375,9 +382,11 @@ impl Failover {
             }
             Ok(_) => Self::default(),
             Err(_) => match text.split_once(':') {
-                Some((leader, candidate)) => {
-                    Self { leader: name_of(leader), candidate: name_of(candidate), scheduled_at: None }
-                }
+                Some((leader, candidate)) => Self {
+                    leader: name_of(leader),
+                    candidate: name_of(candidate),
+                    scheduled_at: None,
+                },
                 None => Self { leader: name_of(text), candidate: None, scheduled_at: None },
             },
         }
@@ -454,8 +463,11 @@ impl History {
 
     pub fn to_value(&self) -> Value {
         let rows = self.entries.iter().map(|entry| {
-            let mut row: Vec<Value> =
-                vec![entry.timeline.0.into(), entry.switch_lsn.0.into(), entry.reason.as_str().into()];
+            let mut row: Vec<Value> = vec![
+                entry.timeline.0.into(),
+                entry.switch_lsn.0.into(),
+                entry.reason.as_str().into(),
+            ];
             if let Some(at) = &entry.at {
                 row.push(at.as_str().into());
                 if let Some(leader) = &entry.new_leader {
@@ -542,7 +554,10 @@ mod tests {
         assert_eq!(Status::parse("42").optime, Lsn(42));
         assert_eq!(Status::parse("garbage"), Status::default());
         let nested = r#"{"optime":"7","slots":"{\"a\":3}","retain_slots":"[\"a\"]"}"#;
-        assert_eq!(Status::parse(nested).to_wire(), r#"{"optime":7,"slots":{"a":3},"retain_slots":["a"]}"#);
+        assert_eq!(
+            Status::parse(nested).to_wire(),
+            r#"{"optime":7,"slots":{"a":3},"retain_slots":["a"]}"#
+        );
         assert_eq!(Status { optime: Lsn(5), ..Status::default() }.to_wire(), r#"{"optime":5}"#);
     }
 

@@ -1,7 +1,7 @@
 //! The contract between hathi and a store.
 
 use crate::{
-    ClusterView, Deadline, DcsError, Failover, Failsafe, History, MemberData, MemberName, Status,
+    ClusterView, DcsError, Deadline, Failover, Failsafe, History, MemberData, MemberName, Status,
     Sync, Timing, Version,
 };
 use async_trait::async_trait;
