@@ -1,0 +1,269 @@
+//! The lease: what we believe of the leader key, and the small task that prolongs it. (HA-303)
+//!
+//! The belief counts from before the request was sent, and is a twentieth shorter than the ttl so
+//! that a clock that runs 5 % wrong never makes it the longer one (HA-028, INV-28). Every operation
+//! on the leader key goes through here, one at a time, so that a renewal on its way cannot bring
+//! back a key that was just released. Nothing here decides: it reports verdicts to the loop.
+
+use crate::ha::ports::Ports;
+use crate::ha::run::{Event, Events};
+use futures::FutureExt;
+use futures::channel::mpsc;
+use futures::stream::StreamExt;
+use hathi_dcs::{DcsError, Deadline, MemberName, Millis, Status, Timing};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How a lease of this length is spent when nobody prolongs it. All in milliseconds before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserve {
+    /// Demotion begins: a fast stop. (HA-304)
+    pub demote: u64,
+    /// The stop turns immediate.
+    pub immediate: u64,
+    /// The guard kills, whatever the agent does.
+    pub guard: u64,
+}
+
+impl Reserve {
+    pub fn of(timing: Timing) -> Self {
+        let ttl = timing.ttl_ms();
+        Self { demote: ttl / 6, immediate: ttl / 12, guard: ttl / 20 }
+    }
+}
+
+/// How long a renewal that the store confirms is worth, from before it was sent. (INV-28)
+pub fn worth_ms(timing: Timing) -> u64 {
+    timing.ttl_ms() - timing.ttl_ms() / 20
+}
+
+/// The last thing the store said, or did not say, about the lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing asked yet, or given up by ourselves.
+    None,
+    Mine,
+    NotOwner {
+        holder: Option<MemberName>,
+    },
+    /// No answer since this moment; what was confirmed before goes on until it ends.
+    Unreachable {
+        since: Millis,
+    },
+}
+
+#[derive(Debug)]
+struct Belief {
+    until: Option<Millis>,
+    verdict: Verdict,
+    /// When the next renewal is due.
+    renew_at: Millis,
+    /// When the loop last finished a turn. A stuck loop loses its lock. (design section 2)
+    turn_done: Millis,
+    closed: bool,
+}
+
+/// Shared by the turn, the tasks and the keeper.
+#[derive(Debug)]
+pub struct Lease {
+    belief: Mutex<Belief>,
+    /// One operation on the leader key at a time.
+    one_at_a_time: futures::lock::Mutex<()>,
+    poke: Mutex<mpsc::Sender<()>>,
+    poked: Mutex<Option<mpsc::Receiver<()>>>,
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        let (poke, poked) = mpsc::channel(1);
+        Self {
+            belief: Mutex::new(Belief {
+                until: None,
+                verdict: Verdict::None,
+                renew_at: Millis(0),
+                turn_done: Millis(0),
+                closed: false,
+            }),
+            one_at_a_time: futures::lock::Mutex::new(()),
+            poke: Mutex::new(poke),
+            poked: Mutex::new(Some(poked)),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere must not cost the lease its truth: the data is valid at every step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Lease {
+    /// Until when I may act as the leader; `None` when I am not, or it has ended.
+    pub fn until(&self, now: Millis) -> Option<Millis> {
+        lock(&self.belief).until.filter(|until| now < *until)
+    }
+
+    pub fn verdict(&self) -> Verdict {
+        lock(&self.belief).verdict.clone()
+    }
+
+    /// The loop finished a turn: the keeper may go on. (design section 2)
+    pub fn turn_done(&self, now: Millis) {
+        lock(&self.belief).turn_done = now;
+    }
+
+    /// Ends the keeper. The belief stays and runs out.
+    pub fn close(&self) {
+        lock(&self.belief).closed = true;
+        self.wake_keeper();
+    }
+
+    /// Takes the key if nobody holds it. (HA-080)
+    pub async fn acquire(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
+        let _one = self.one_at_a_time.lock().await;
+        let sent = ports.clock.now();
+        let outcome = ports.dcs.acquire_leader(by).await;
+        self.learn(ports, sent, outcome)
+    }
+
+    /// Takes the key after bootstrap. (HA-031)
+    pub async fn take(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
+        let _one = self.one_at_a_time.lock().await;
+        let sent = ports.clock.now();
+        let outcome = ports.dcs.take_leader(by).await;
+        self.learn(ports, sent, outcome)
+    }
+
+    /// Asks the store now whether the key is mine, and prolongs it. (DCS-003)
+    pub async fn renew(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
+        let _one = self.one_at_a_time.lock().await;
+        let sent = ports.clock.now();
+        let outcome = ports.dcs.renew_leader(by).await;
+        self.learn(ports, sent, outcome)
+    }
+
+    /// Gives the key up. The belief ends before the request is sent: whatever the store answers, we
+    /// are not the leader any more. (HA-104, INV-23)
+    pub async fn release(
+        &self,
+        ports: &Ports,
+        status: Option<&Status>,
+        by: Deadline,
+    ) -> Result<(), DcsError> {
+        let _one = self.one_at_a_time.lock().await;
+        {
+            let mut belief = lock(&self.belief);
+            belief.until = None;
+            belief.verdict = Verdict::None;
+        }
+        ports.dcs.release_leader(status, by).await
+    }
+
+    /// The lock is somebody else's, or nobody's: stop believing. Writes nothing.
+    pub fn forget(&self) {
+        let mut belief = lock(&self.belief);
+        belief.until = None;
+        belief.verdict = Verdict::None;
+    }
+
+    fn learn(
+        &self,
+        ports: &Ports,
+        sent: Millis,
+        outcome: Result<(), DcsError>,
+    ) -> Result<(), DcsError> {
+        let timing = ports.configuration.settings().timing;
+        let mut belief = lock(&self.belief);
+        match &outcome {
+            Ok(()) => {
+                let until = sent.plus(worth_ms(timing));
+                belief.until = Some(until);
+                belief.verdict = Verdict::Mine;
+                belief.renew_at = sent.plus(timing.loop_wait_ms().min(timing.ttl_ms() / 3));
+                drop(belief);
+                ports.fence.protect_until(until.minus(Reserve::of(timing).guard));
+                self.wake_keeper();
+            }
+            Err(DcsError::NotOwner { holder }) => {
+                belief.until = None;
+                belief.verdict = Verdict::NotOwner { holder: holder.clone() };
+            }
+            Err(
+                DcsError::Conflict { .. }
+                | DcsError::Unreachable { .. }
+                | DcsError::Refused { .. }
+                | DcsError::NotRetriable { .. },
+            ) => {
+                if !matches!(belief.verdict, Verdict::Unreachable { .. }) {
+                    belief.verdict = Verdict::Unreachable { since: sent };
+                }
+                // Soon again, but not in a tight loop when the store refuses at once.
+                belief.renew_at = ports.clock.now().plus(1000);
+            }
+        }
+        outcome
+    }
+
+    fn wake_keeper(&self) {
+        // Full means it is awake already.
+        let _ = lock(&self.poke).try_send(());
+    }
+
+    /// What the keeper does next.
+    fn plan(&self, now: Millis, timing: Timing) -> Plan {
+        let belief = lock(&self.belief);
+        if belief.closed {
+            return Plan::End;
+        }
+        match belief.until {
+            None => Plan::Wait,
+            // It ran out: only the loop may ask for it again.
+            Some(until) if until <= now => Plan::Wait,
+            Some(_) if now.since(belief.turn_done) > timing.ttl_ms() => Plan::LoopIsStuck,
+            Some(_) if belief.renew_at <= now => Plan::Renew,
+            Some(_) => Plan::SleepUntil(belief.renew_at),
+        }
+    }
+}
+
+enum Plan {
+    End,
+    Wait,
+    SleepUntil(Millis),
+    Renew,
+    /// No turn for a whole ttl: let the lease run out.
+    LoopIsStuck,
+}
+
+/// Prolongs the lease for as long as it is held and the loop shows progress. Runs beside the loop,
+/// on a thread that nothing else can delay; ends with [`Lease::close`].
+pub async fn keep(ports: Ports, lease: std::sync::Arc<Lease>, events: Events) {
+    let Some(mut poked) = lock(&lease.poked).take() else { return };
+    loop {
+        let now = ports.clock.now();
+        let timing = ports.configuration.settings().timing;
+        match lease.plan(now, timing) {
+            Plan::End => return,
+            Plan::Wait | Plan::LoopIsStuck => {
+                let later = ports.clock.sleep_until(now.plus(timing.ttl_ms()));
+                futures::select! {
+                    _ = poked.next() => {}
+                    () = later.fuse() => {}
+                }
+            }
+            Plan::SleepUntil(at) => {
+                futures::select! {
+                    _ = poked.next() => {}
+                    () = ports.clock.sleep_until(at).fuse() => {}
+                }
+            }
+            Plan::Renew => {
+                let before = lease.verdict();
+                let by = Deadline(now.plus(timing.retry_timeout_ms()));
+                // The verdict is kept in the lease; the loop reads it there.
+                let _ = lease.renew(&ports, by).await;
+                if lease.verdict() != before {
+                    events.post(Event::Lease);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! What the core can see and do: the ports between deciding and the world.
+//!
+//! Production puts PostgreSQL, sockets and a runtime behind them; the simulator puts models. Nothing
+//! here names a runtime, a socket, a file or a clock. Every call returns by the deadline it is given;
+//! calls without one return at once.
+
+use crate::ha::settings::Settings;
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use hathi_dcs::{
+    ClusterView, Dcs, Deadline, Lsn, MemberName, Millis, PendingChange, Role, State, SystemId,
+    Timeline,
+};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Everything outside the core, as one turn and one task get it.
+#[derive(Clone)]
+pub struct Ports {
+    pub dcs: Arc<dyn Dcs>,
+    pub postgres: Arc<dyn Postgres>,
+    pub peers: Arc<dyn Peers>,
+    pub fence: Arc<dyn Fence>,
+    pub clock: Arc<dyn Clock>,
+    pub configuration: Arc<dyn Configuration>,
+    pub publish: Arc<dyn Publish>,
+    pub spawn: Arc<dyn Spawn>,
+}
+
+/// Time and chance.
+#[async_trait]
+pub trait Clock: Send + Sync {
+    /// Milliseconds on a clock that goes on during suspend.
+    fn now(&self) -> Millis;
+
+    /// For schedules, history and logs only; never for a lease.
+    fn wall(&self) -> DateTime<Utc>;
+
+    async fn sleep_until(&self, at: Millis);
+
+    /// Uniform in `0..below`; 0 for `below` 0.
+    fn random(&self, below: u64) -> u64;
+}
+
+/// Starts a future of the core beside the loop; the runtime owns it until it ends.
+pub trait Spawn: Send + Sync {
+    fn spawn(&self, name: &'static str, work: BoxFuture<'static, ()>);
+}
+
+/// The dynamic configuration, applied.
+#[async_trait]
+pub trait Configuration: Send + Sync {
+    /// The settings in force.
+    fn settings(&self) -> Arc<Settings>;
+
+    /// The dynamic document in force, as it would be written to `/config`. (HA-008)
+    fn dynamic(&self) -> Map<String, Value>;
+
+    /// Puts a new document in force: settings, store timing, PostgreSQL's files. An error keeps the
+    /// old one; it is said once per document. (HA-002, HA-019, CFG-038)
+    async fn apply(&self, dynamic: &Map<String, Value>) -> Result<(), String>;
+}
+
+/// Tells the rest of the agent (REST API, log, demo) what a turn saw and decided.
+pub trait Publish: Send + Sync {
+    fn publish(&self, seen: Seen);
+}
+
+/// What a turn saw, and what it made of it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The last view and when the store answered it; `None` since a read failed.
+    pub view: Option<(Arc<ClusterView>, Millis)>,
+    pub postgres: Observation,
+    /// My belief in the lease, if I hold it.
+    pub leader_until: Option<Millis>,
+    /// The long task that runs, in Patroni's words. (PG-090)
+    pub task: Option<&'static str>,
+    /// The status line of the turn, in the words operators know.
+    pub line: String,
+    /// The rules that led to it, in order.
+    pub reasons: Vec<Reason>,
+    /// True while a demotion is under way: no client should be sent here for writes. (REST-455)
+    pub demoting: bool,
+    /// When the next turn comes at the latest. (REST-065)
+    pub next_turn: Millis,
+    /// Shown to peers and operators until the checkpoint after a promotion is done. (PG-065)
+    pub checkpoint_pending: bool,
+}
+
+/// A rule of docs/spec that fired, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reason {
+    pub rule: &'static str,
+    pub why: String,
+}
+
+/// Stops PostgreSQL when the lease ends and nobody prolonged it: the guard. (design section 5)
+pub trait Fence: Send + Sync {
+    /// PostgreSQL may stay writable until `until` (same clock as [`Clock::now`]); then it is killed,
+    /// whatever the agent does. Called after each renewal, and before a promotion.
+    fn protect_until(&self, until: Millis);
+
+    /// Nothing to protect: not leader, or pause.
+    fn stand_down(&self);
+
+    /// Why it could not kill PostgreSQL in time right now, if so. A node whose fence is broken does
+    /// not become leader.
+    fn broken(&self) -> Option<String>;
+}
+
+/// What another member's REST API says about itself. (REST-346)
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeerAnswer {
+    /// False: it says it is a primary.
+    pub in_recovery: bool,
+    /// The furthest position it has: received or replayed; its own log on a primary.
+    pub lsn: Lsn,
+    /// Zero when unknown.
+    pub timeline: Timeline,
+    pub nofailover: bool,
+    pub failover_priority: i64,
+    pub watchdog_failed: bool,
+}
+
+/// The outcome of asking one member.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Probe {
+    Answered(PeerAnswer),
+    /// No answer, or one without positions because its PostgreSQL does not run. (REST-080)
+    Unreachable(String),
+}
+
+/// The other members' REST APIs.
+pub trait Peers: Send + Sync {
+    /// Asks all of them at the same time; each outcome comes as soon as it is known, all by `by`.
+    /// Dropping the stream drops the questions still open. (HA-311)
+    fn probe(
+        &self,
+        members: Vec<(MemberName, String)>,
+        by: Deadline,
+    ) -> BoxStream<'static, (MemberName, Probe)>;
+}
+
+/// What is in the data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataDir {
+    /// Missing, or nothing of PostgreSQL in it. (PG-004)
+    Empty,
+    Present,
+    /// It cannot be read; why.
+    Inaccessible(String),
+}
+
+/// What the monitoring query of this moment said. (PG-300 …)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// No postmaster of ours.
+    Down,
+    /// A postmaster that does not accept connections yet.
+    Starting,
+    Primary {
+        timeline: Timeline,
+        /// Flushed.
+        lsn: Lsn,
+    },
+    Standby(Standby),
+    /// The postmaster lives, the query failed or took too long: not known. (HA-017, PG-311)
+    Silent(String),
+}
+
+/// A server in recovery.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standby {
+    /// What it is receiving, or else what its control file says; zero when unknown. (PG-312)
+    pub timeline: Timeline,
+    /// max(received, written); `None` without WAL receiver since start. (PG-309)
+    pub received: Option<Lsn>,
+    pub replayed: Option<Lsn>,
+    /// The WAL receiver is streaming. (PG-310)
+    pub streaming: bool,
+    /// No stream, but a restore command. (PG-310)
+    pub from_archive: bool,
+    pub replay_paused: bool,
+}
+
+impl Standby {
+    /// The position for the race. (PG-309)
+    pub fn lsn(&self) -> Lsn {
+        self.received.max(self.replayed).unwrap_or_default()
+    }
+}
+
+/// One physical replication slot of this server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    pub name: String,
+    pub active: bool,
+    pub restart_lsn: Option<Lsn>,
+}
+
+/// What REST answers show and no decision reads.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServerDetails {
+    /// As PostgreSQL prints it. (REST-005)
+    pub postmaster_start_time: String,
+    pub server_version: u32,
+    pub replayed_timestamp: Option<String>,
+    pub latest_end_lsn: Option<Lsn>,
+    /// Rows of pg_stat_replication as the status document shows them. (REST-090)
+    pub replication: Vec<Value>,
+}
+
+/// One look at the local PostgreSQL. Nothing in it is a decision.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    pub data_dir: DataDir,
+    /// A postmaster of ours is alive. A zombie is dead. (PG-450)
+    pub alive: bool,
+    /// What the agent last did or saw, as the wire shows it. (PG-001)
+    pub state: State,
+    /// Since when it is in this state.
+    pub state_since: Millis,
+    pub role: Role,
+    pub server: Server,
+    /// From the control file; `None` while bootstrapping or unreadable. (PG-006)
+    pub system_id: Option<SystemId>,
+    pub slots: Vec<Slot>,
+    pub pending_restart: BTreeMap<String, PendingChange>,
+    pub details: Option<ServerDetails>,
+    /// Does pg_rewind work here: wanted, installed, and checksums or wal_log_hints on. (PG-140)
+    pub can_rewind: bool,
+    /// The last monitoring query said so, or else the role says so. (HA-017)
+    pub is_primary: bool,
+}
+
+/// What pg_control says about a server that is not running. (PG-007)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlData {
+    pub state: ControlState,
+    pub system_id: Option<SystemId>,
+    pub checkpoint: Lsn,
+    pub checkpoint_timeline: Timeline,
+    pub min_recovery_end: Lsn,
+    pub min_recovery_timeline: Timeline,
+    /// A `standby.signal` or `recovery.signal` lies in the data directory. (PG-003)
+    pub has_standby_signal: bool,
+    /// A `backup_label` lies in the data directory. (PG-131)
+    pub has_backup_label: bool,
+}
+
+/// "Database cluster state" of pg_controldata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlState {
+    StartingUp,
+    ShutDown,
+    ShutDownInRecovery,
+    ShuttingDown,
+    InCrashRecovery,
+    InArchiveRecovery,
+    InProduction,
+    Unknown,
+}
+
+/// Whom to stream from, clone from or rewind to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    pub name: MemberName,
+    /// As in its member record: `postgres://host:port/database`.
+    pub conn_url: String,
+}
+
+/// What has to be done so that PostgreSQL follows an upstream. (PG-220)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FollowChange {
+    Nothing,
+    Reload,
+    Restart,
+}
+
+/// Where a timeline ended, from a history file. (PG-145)
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TimelineEnd {
+    pub timeline: Timeline,
+    pub switch_lsn: Lsn,
+    pub reason: String,
+    /// ISO 8601: the age of the history file, if it is local.
+    pub at: Option<String>,
+}
+
+/// What a possible rewind source is. (PG-145)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceHistory {
+    pub in_recovery: bool,
+    pub timeline: Timeline,
+    pub ends: Vec<TimelineEnd>,
+}
+
+/// How far the local data directory is. (PG-144)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalEnd {
+    pub timeline: Timeline,
+    /// Replayed position of a standby; the latest checkpoint of a stopped primary.
+    pub lsn: Lsn,
+    pub was_primary: bool,
+    /// Where the latest checkpoint record ends, if that could be read. (PG-152)
+    pub checkpoint_end: Option<Lsn>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    Fast,
+    Immediate,
+}
+
+/// How to stop. (PG-041)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop {
+    pub mode: StopMode,
+    /// A CHECKPOINT first, so that the shutdown itself is short. (PG-042)
+    pub checkpoint: bool,
+    /// When the stop turns immediate, then kills. `None`: as long as it takes.
+    pub immediate_at: Option<Millis>,
+}
+
+/// How a stop goes on, in this order; the last one is `Stopped` or `Failed`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopStep {
+    /// No client backend is left: nothing can be acknowledged any more. (PG-043)
+    SafePoint,
+    /// The shutdown checkpoint is written while the postmaster still lives; `previous` is the
+    /// position to announce. (PG-044, PG-045)
+    ShutDown {
+        checkpoint: Lsn,
+        previous: Lsn,
+    },
+    Stopped,
+    Failed(String),
+}
+
+/// How to start. (PG-020)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Without standby configuration. (INV-19)
+    AsPrimary,
+    /// As a standby of this upstream, or of nobody.
+    AsStandby(Option<Upstream>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Started {
+    Ready,
+    /// Alive, and not accepting connections by the deadline.
+    StillStarting,
+}
+
+/// Why an effect on PostgreSQL did not happen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PgError {
+    /// [`Postgres::cancel`] was called; whatever child process ran is gone.
+    #[error("cancelled")]
+    Cancelled,
+    /// Not done by the deadline; the state is as the next observation says.
+    #[error("{what} was not done within {waited_ms} ms")]
+    TimedOut { what: &'static str, waited_ms: u64 },
+    /// It ran and failed; the last lines of what it printed.
+    #[error("{what} failed: {why}")]
+    Failed { what: &'static str, why: String },
+}
+
+/// The local PostgreSQL: one look at it, and the effects on it.
+///
+/// Short effects may be called by a turn. Long ones are called only by the one running task; they
+/// keep [`Observation::state`] true while they run. Dropping the future of a long effect kills the
+/// child process it waits for, but never the postmaster.
+#[async_trait]
+pub trait Postgres: Send + Sync {
+    /// Looks: process, data directory, one monitoring query. What does not answer by `by` is told
+    /// as [`Server::Silent`]. Joining a server that already runs happens here. (PG-014)
+    async fn observe(&self, by: Deadline) -> Observation;
+
+    /// Reads pg_control now; `None` if it cannot be read.
+    async fn control(&self, by: Deadline) -> Option<ControlData>;
+
+    /// What the agent decided this server is; shown on the wire and to callbacks.
+    fn set_role(&self, role: Role);
+
+    fn set_state(&self, state: State);
+
+    /// What would have to be done to follow `upstream`. Reads files and settings, changes nothing.
+    async fn follow_change(&self, upstream: Option<&Upstream>, by: Deadline) -> FollowChange;
+
+    /// Writes the recovery parameters for `upstream` and reloads. (PG-066)
+    async fn follow_by_reload(
+        &self,
+        upstream: Option<&Upstream>,
+        by: Deadline,
+    ) -> Result<(), PgError>;
+
+    /// Creates the missing slots of `wanted`; advances an inactive one that is behind the position
+    /// given for it; drops those named in `unwanted`, if inactive. (PG-261, PG-264)
+    async fn set_slots(
+        &self,
+        wanted: &BTreeMap<String, Option<Lsn>>,
+        unwanted: &[String],
+        by: Deadline,
+    ) -> Result<(), PgError>;
+
+    /// Issues a CHECKPOINT and waits for it. (PG-065)
+    async fn checkpoint(&self, by: Deadline) -> Result<(), PgError>;
+
+    /// How local timelines ended: the history file of the current timeline. (PG-314)
+    async fn local_history(&self, timeline: Timeline, by: Deadline) -> Option<Vec<TimelineEnd>>;
+
+    /// (PG-144) `None`: cannot be said in this state.
+    async fn local_end(&self, by: Deadline) -> Option<LocalEnd>;
+
+    /// Asks a possible rewind source for its timeline and history. (PG-145)
+    async fn source_history(
+        &self,
+        source: &Upstream,
+        by: Deadline,
+    ) -> Result<SourceHistory, PgError>;
+
+    /// Ends the long effect that runs now, and every later one until [`Postgres::clear_cancel`].
+    /// (PG-091, PG-094)
+    fn cancel(&self);
+
+    fn clear_cancel(&self);
+
+    // Long effects.
+
+    /// Creates a new data directory by the configured method, and starts it. (PG-100 … PG-106)
+    async fn bootstrap(&self) -> Result<(), PgError>;
+
+    /// Users and script of a new cluster, once it is primary. (PG-108)
+    async fn post_bootstrap(&self) -> Result<(), PgError>;
+
+    /// Moves a failed bootstrap out of the way. (PG-113)
+    async fn set_data_dir_aside(&self) -> Result<(), PgError>;
+
+    /// Makes the data directory a copy of `source`; removes what a failed attempt left. Does not
+    /// start it. (PG-120 … PG-128)
+    async fn clone_from(&self, source: &Upstream) -> Result<(), PgError>;
+
+    /// Starts it; `by` is when waiting ends, not when the server is killed. (PG-020)
+    async fn start(&self, how: Start, by: Deadline) -> Result<Started, PgError>;
+
+    /// Stops it. The signal is sent even if nobody reads the stream. (PG-040 …)
+    fn stop(&self, how: Stop) -> BoxStream<'static, StopStep>;
+
+    /// The user's script; an error forbids the promotion. (PG-081)
+    async fn pre_promote(&self) -> Result<(), PgError>;
+
+    /// Requests promotion and waits until the server is out of recovery. (PG-063)
+    async fn promote(&self, by: Deadline) -> Result<(), PgError>;
+
+    /// Crash recovery without clients, once. (PG-132)
+    async fn recover_in_single_user_mode(&self) -> Result<(), PgError>;
+
+    /// Rewinds the stopped data directory to `source`. (PG-153 …)
+    async fn rewind(&self, source: &Upstream) -> Result<(), PgError>;
+
+    /// Removes the data directory so that it can be cloned again. (PG-350)
+    async fn remove_data_dir(&self) -> Result<(), PgError>;
+}
