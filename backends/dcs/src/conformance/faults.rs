@@ -1,0 +1,164 @@
+//! One of three is gone, or an answer is: operations go on, and what is unknown is read again.
+
+use super::lock::{holder, latest};
+use super::watching::standing;
+use super::{Cannot, Case, Fault, Harness, Outcome, Target, assert_conflict, soon, until};
+use crate::{DcsError, Deadline, Expect, Freshness, Lsn, Status, Sync};
+use std::time::Duration;
+
+/// Proves DCS-T4 and section 3 of docs/spec/crates.md for one member gone: within one
+/// retry_timeout of 4 s each, renewals, reads, writes and wake-ups go on.
+async fn one_member_gone(
+    harness: &dyn Harness,
+    fault: fn(Target) -> Fault,
+    target: Target,
+) -> Outcome {
+    let case = Case::faulty(harness).await;
+    if case.store.members() < 3 {
+        return Err(Cannot("it has one member only"));
+    }
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    a.acquire_leader(soon()).await.expect("a free lock");
+    let mut wakes = b.watch();
+    standing(&*a, &mut wakes).await;
+    case.store.inflict(fault(target)).await?;
+    for n in 0..8 {
+        let budget = || Deadline::in_ms(4_000);
+        a.renew_leader(budget()).await.expect("two of three are enough to renew");
+        let view = b.load(Freshness::Latest, budget()).await.expect("two of three answer");
+        assert_eq!(view.leader_name(), Some(&"a".into()), "the lock was lost");
+        let status = Status { optime: Lsn(100 + n), ..Status::default() };
+        a.write_status(&status, budget()).await.expect("two of three take a write");
+        let sync = Sync { leader: Some("a".into()), quorum: n, voters: Vec::new() };
+        a.write_sync(&sync, Expect::Anything, budget()).await.expect("two of three take a write");
+        let lost = b.acquire_leader(budget()).await;
+        assert!(matches!(lost, Err(DcsError::NotOwner { .. })), "{lost:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    standing(&*a, &mut wakes).await;
+    case.store.inflict(Fault::RestoreOne).await?;
+    a.renew_leader(soon()).await.expect("whole again");
+    assert_eq!(holder(&*b).await.as_deref(), Some("a"));
+    standing(&*a, &mut wakes).await;
+    Ok(())
+}
+
+pub async fn one_killed_follower_costs_nothing(harness: &dyn Harness) -> Outcome {
+    one_member_gone(harness, Fault::KillOne, Target::Follower).await
+}
+
+pub async fn one_killed_leader_costs_nothing(harness: &dyn Harness) -> Outcome {
+    one_member_gone(harness, Fault::KillOne, Target::Leader).await
+}
+
+pub async fn one_paused_follower_costs_nothing(harness: &dyn Harness) -> Outcome {
+    one_member_gone(harness, Fault::PauseOne, Target::Follower).await
+}
+
+pub async fn one_paused_leader_costs_nothing(harness: &dyn Harness) -> Outcome {
+    one_member_gone(harness, Fault::PauseOne, Target::Leader).await
+}
+
+/// An answer that did not come says nothing; only these two may be said of a write without one.
+fn unknown_or_done<T: std::fmt::Debug>(what: &str, answer: Result<T, DcsError>) {
+    let fair = matches!(answer, Ok(_) | Err(DcsError::Unreachable { .. }));
+    assert!(fair, "{what}: {answer:?} without an answer from the store");
+}
+
+/// Proves DCS-024, DCS-025: applied, but nobody said so.
+pub async fn a_late_acquire_is_found_by_reading_again(harness: &dyn Harness) -> Outcome {
+    let case = Case::faulty(harness).await;
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    latest(&*a).await;
+    a.write_member(&crate::MemberData::default(), soon()).await.expect("a healthy store");
+    case.store.inflict(Fault::HoldAnswers).await?;
+    super::assert_unreachable("acquire", a.acquire_leader(Deadline::in_ms(1_200)).await);
+    case.store.inflict(Fault::ReleaseAnswers).await?;
+    until("the late acquire is found", 8_000, || async {
+        let view = a.load(Freshness::Latest, soon()).await.ok()?;
+        (view.leader_name() == Some(&"a".into())).then_some(())
+    })
+    .await;
+    super::assert_not_owner("held", b.acquire_leader(soon()).await);
+    a.renew_leader(soon()).await.expect("what was read is mine");
+    assert_eq!(holder(&*b).await.as_deref(), Some("a"));
+    Ok(())
+}
+
+/// Proves DCS-024, DCS-025 for a compare-and-set.
+pub async fn a_late_compare_and_set_is_found_by_reading_again(harness: &dyn Harness) -> Outcome {
+    let case = Case::faulty(harness).await;
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    let sync = |n| Sync { leader: Some("a".into()), quorum: n, voters: Vec::new() };
+    let first = a.write_sync(&sync(1), Expect::Absent, soon()).await.expect("absent");
+    case.store.inflict(Fault::HoldAnswers).await?;
+    let late = a.write_sync(&sync(2), Expect::Version(first), Deadline::in_ms(1_200)).await;
+    super::assert_unreachable("compare-and-set", late);
+    case.store.inflict(Fault::ReleaseAnswers).await?;
+    let found = until("the late write is found", 8_000, || async {
+        let stored = b.load(Freshness::Latest, soon()).await.ok()?.sync?;
+        (stored.value == sync(2)).then_some(stored.version)
+    })
+    .await;
+    let stale = b.write_sync(&sync(3), Expect::Version(first), soon()).await;
+    assert_conflict("the old version", stale);
+    b.write_sync(&sync(3), Expect::Version(found), soon()).await.expect("the version read again");
+    Ok(())
+}
+
+/// Proves section 1 rule 2 of docs/spec/crates.md: "failed" while paused, applied after it.
+pub async fn a_write_while_paused_is_found_by_reading_again(harness: &dyn Harness) -> Outcome {
+    let case = Case::faulty(harness).await;
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    a.acquire_leader(soon()).await.expect("a free lock");
+    let old = Status { optime: Lsn(1), ..Status::default() };
+    a.write_status(&old, soon()).await.expect("a healthy store");
+    case.store.inflict(Fault::PauseAll).await?;
+    let new = Status { optime: Lsn(2), ..Status::default() };
+    let by = Deadline::in_ms(1_000);
+    let (written, renewed) = tokio::join!(a.write_status(&new, by), a.renew_leader(by));
+    super::assert_unreachable("status", written);
+    super::assert_unreachable("renewal", renewed);
+    case.store.inflict(Fault::ResumeAll).await?;
+    until("the store answers again", 15_000, || async { a.renew_leader(soon()).await.ok() }).await;
+    let seen = latest(&*b).await.status;
+    assert!(seen == old || seen == new, "{seen:?} was never written");
+    // The unknown value was not taken for written: writing it again makes it so.
+    a.write_status(&new, soon()).await.expect("a healthy store");
+    until("the status is the one written", 3_000, || async {
+        (latest(&*b).await.status == new).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+/// Proves DCS-T5, DCS-025, DCS-305, DCS-324: the connection dies between the write and its answer;
+/// within the same call the outcome is found out.
+pub async fn a_lost_answer_is_no_lost_lock(harness: &dyn Harness) -> Outcome {
+    let case = Case::faulty(harness).await;
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    a.write_member(&crate::MemberData::default(), soon()).await.expect("a healthy store");
+    for round in 0..3_u64 {
+        case.store.inflict(Fault::CutNextAnswer).await?;
+        a.acquire_leader(soon()).await.expect("my own success is not somebody else's");
+        assert_eq!(holder(&*b).await.as_deref(), Some("a"));
+        case.store.inflict(Fault::CutNextAnswer).await?;
+        a.renew_leader(soon()).await.expect("still mine");
+        let sync = |n| Sync { leader: Some("a".into()), quorum: n, voters: Vec::new() };
+        let expect = match latest(&*b).await.sync {
+            None => Expect::Absent,
+            Some(stored) => Expect::Version(stored.version),
+        };
+        case.store.inflict(Fault::CutNextAnswer).await?;
+        let version = a.write_sync(&sync(round), expect, soon()).await.expect("nobody else writes");
+        let stored = latest(&*b).await.sync.expect("written");
+        assert_eq!((stored.value, stored.version), (sync(round), version));
+        case.store.inflict(Fault::CutNextAnswer).await?;
+        match a.release_leader(None, soon()).await {
+            Ok(()) => {}
+            other => unknown_or_done("release", other),
+        }
+        assert_eq!(holder(&*b).await, None, "released");
+    }
+    Ok(())
+}
