@@ -1,0 +1,1 @@
+//! What bad input gets: one clear line, a non-zero exit, nothing touched.

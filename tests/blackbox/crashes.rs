@@ -1,0 +1,87 @@
+//! What breaks by itself. Asynchronous replication promises nothing for the last moment before a
+//! primary dies and another takes over; everything older must be there.
+
+use crate::{PAUSE, SETTLED, TTL, cluster, impatient_cluster};
+use hathi_test_support::check::{Loss, longest_gap};
+use hathi_test_support::{Store, Writers, check};
+use std::time::{Duration, Instant};
+
+/// kill -9 of the primary's postmaster: it comes back where it was, nothing is lost.
+pub async fn postmaster_of_the_primary_killed(store: Store) {
+    let cluster = cluster(store).await;
+    let leader = cluster.leader().await.expect("the leader of a healthy cluster");
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    cluster.kill_postmaster(leader);
+    let killed = Instant::now();
+    let again = writers.accepts_after(killed, SETTLED).await;
+    let again = again.unwrap_or_else(|e| panic!("{e}\n{}", cluster.report()));
+    assert_eq!(again.node, leader, "it is started again in place\n{}", cluster.report());
+    assert_eq!(cluster.healthy(SETTLED).await, leader);
+    let written = writers.stop().await;
+    check::verify(&cluster, &written, &[]).await;
+    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+}
+
+/// The same with primary_start_timeout 0: another takes over, the old one follows it.
+pub async fn postmaster_killed_with_failover_at_once(store: Store) {
+    let cluster = impatient_cluster(store).await;
+    let old = cluster.leader().await.expect("the leader of a healthy cluster");
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    let killed = Instant::now();
+    cluster.kill_postmaster(old);
+    let new = cluster.another_leader(old, SETTLED).await;
+    let again = writers.accepts_after(killed + Duration::from_millis(100), SETTLED).await;
+    assert_eq!(again.map(|a| a.node), Ok(new), "{}", cluster.report());
+    assert_eq!(cluster.healthy(SETTLED).await, new, "{}", cluster.report());
+    let written = writers.stop().await;
+    check::verify(&cluster, &written, &[Loss::just_before(killed)]).await;
+    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+}
+
+/// Agent, guard and PostgreSQL of the primary die together; the lease runs out, another leads,
+/// and the old one joins it again when it is started.
+pub async fn node_of_the_primary_killed(store: Store) {
+    let mut cluster = cluster(store).await;
+    let old = cluster.leader().await.expect("the leader of a healthy cluster");
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    let killed = Instant::now();
+    cluster.kill_node(old);
+    let new = cluster.another_leader(old, TTL + Duration::from_secs(15)).await;
+    let again = writers.accepts_after(killed + Duration::from_secs(1), SETTLED).await;
+    assert_eq!(again.map(|a| a.node), Ok(new), "{}", cluster.report());
+    cluster.start_agent(old);
+    assert_eq!(cluster.healthy(SETTLED).await, new, "{}", cluster.report());
+    let written = writers.stop().await;
+    check::verify(&cluster, &written, &[Loss::just_before(killed)]).await;
+    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+}
+
+/// A replica's crash is its own affair: it streams again, and the primary's clients notice
+/// nothing.
+pub async fn postmaster_of_a_replica_killed(store: Store) {
+    let cluster = cluster(store).await;
+    let leader = cluster.leader().await.expect("the leader of a healthy cluster");
+    let replica = (leader + 1) % cluster.nodes.len();
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    let before = cluster.nodes[replica].postmaster();
+    let killed = Instant::now();
+    cluster.kill_postmaster(replica);
+    cluster
+        .wait("another postmaster", SETTLED, || async {
+            match cluster.nodes[replica].postmaster() {
+                Some(pid) if Some(pid) != before => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    assert_eq!(cluster.healthy(SETTLED).await, leader, "{}", cluster.report());
+    let written = writers.stop().await;
+    let gap = longest_gap(&written.accepted, killed, Instant::now());
+    assert!(gap < Duration::from_secs(3), "writes stood still for {gap:?}\n{}", cluster.report());
+    check::verify(&cluster, &written, &[]).await;
+    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+}

@@ -1,0 +1,79 @@
+//! Black box: real PostgreSQL, real stores, the agent as a user starts it. Each scenario does one
+//! thing to a serving cluster of three, with clients writing to every node all the time, and ends
+//! in checked facts: who is primary, which rows exist, that never two primaries took writes.
+//!
+//! `HATHI_TEST_AGENT=patroni` runs the etcd half against real Patroni 4.1.5: that is how the
+//! scenarios themselves were proved to be fair. (`guard_*` fail there, as they must.)
+
+mod bad_input;
+mod crashes;
+mod guard;
+mod outage;
+mod planned;
+
+use hathi_test_support::{Agent, Cluster, ClusterOptions, Store};
+use serde_json::json;
+use std::time::Duration;
+
+/// The lease of the harness's clusters (`yaml::default_dcs`).
+const TTL: Duration = Duration::from_secs(20);
+/// Between two rows of one writer.
+const PAUSE: Duration = Duration::from_millis(5);
+/// For what takes as long as a node needs to find its place again.
+const SETTLED: Duration = Duration::from_secs(90);
+
+fn agent() -> Agent {
+    match std::env::var("HATHI_TEST_AGENT").as_deref() {
+        Ok("patroni") => Agent::Patroni,
+        Ok(other) if other != "hathi" => panic!("HATHI_TEST_AGENT={other}: hathi or patroni"),
+        Ok(_) | Err(_) => Agent::Hathi,
+    }
+}
+
+fn options(store: Store) -> ClusterOptions {
+    ClusterOptions::new(agent(), store, env!("CARGO_BIN_EXE_hathi"))
+}
+
+async fn cluster(store: Store) -> Cluster {
+    Cluster::start(options(store)).await
+}
+
+/// With failover at once when the primary's PostgreSQL crashes.
+async fn impatient_cluster(store: Store) -> Cluster {
+    let mut options = options(store);
+    options.dcs = json!({"primary_start_timeout": 0});
+    Cluster::start(options).await
+}
+
+/// One test on each store for every scenario.
+macro_rules! on_both_stores {
+    ($($room:ident :: $name:ident),* $(,)?) => {
+        mod raft {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $name() {
+                super::$room::$name(super::Store::Raft).await;
+            })*
+        }
+        mod etcd {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $name() {
+                super::$room::$name(super::Store::Etcd { members: 1 }).await;
+            })*
+        }
+    };
+}
+
+on_both_stores! {
+    planned::bootstrap_of_three,
+    planned::switchover_to_and_fro,
+    planned::sigterm_of_the_primarys_agent,
+    planned::restart_of_everything,
+    crashes::postmaster_of_the_primary_killed,
+    crashes::postmaster_killed_with_failover_at_once,
+    crashes::node_of_the_primary_killed,
+    crashes::postmaster_of_a_replica_killed,
+    outage::store_out_of_reach,
+    guard::guard_stops_postgres_when_the_agent_is_killed,
+    guard::guard_stops_postgres_when_the_agent_is_frozen,
+    guard::agent_back_in_time_takes_over_its_postgres,
+}

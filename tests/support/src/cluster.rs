@@ -1,0 +1,451 @@
+//! A cluster of agents on one machine: each node with a directory, ports and a file of its own.
+
+use crate::process::{Process, alive, belonging_to, signal_pid, tail};
+use crate::rest::{self, Answer};
+use crate::{Etcd, EtcdVersion, osuser, ports, sql, wait, yaml};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// Which program stands beside a PostgreSQL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agent {
+    Hathi,
+    /// Real Patroni, from the virtual environment of scripts/setup.
+    Patroni,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// The agents themselves.
+    Raft,
+    /// A real etcd of this many members, started for the cluster.
+    Etcd { members: usize },
+}
+
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    pub nodes: usize,
+    pub agent: Agent,
+    pub store: Store,
+    /// The hathi binary under test (`env!("CARGO_BIN_EXE_hathi")`).
+    pub hathi: PathBuf,
+    /// Laid over [`yaml::default_dcs`].
+    pub dcs: Value,
+    /// Laid over every node's file.
+    pub local: Value,
+    pub etcd: EtcdVersion,
+}
+
+impl ClusterOptions {
+    pub fn new(agent: Agent, store: Store, hathi: &str) -> Self {
+        let (dcs, local) = (json!({}), json!({}));
+        let hathi = PathBuf::from(hathi);
+        Self { nodes: 3, agent, store, hathi, dcs, local, etcd: EtcdVersion::V35 }
+    }
+}
+
+pub struct Node {
+    pub name: String,
+    pub dir: PathBuf,
+    pub pg_port: u16,
+    pub rest_port: u16,
+    pub agent: Agent,
+    process: Option<Process>,
+}
+
+impl Node {
+    pub fn yaml(&self) -> PathBuf {
+        self.dir.join("node.yml")
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("agent.log")
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// The postmaster's pid from postmaster.pid, if that process lives.
+    pub fn postmaster(&self) -> Option<u32> {
+        let text = std::fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
+        let pid = text.lines().next()?.trim().parse().ok()?;
+        alive(pid).then_some(pid)
+    }
+}
+
+/// The whole; ends every process of it when dropped.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    pub etcd: Option<Etcd>,
+    options: ClusterOptions,
+    dir: tempfile::TempDir,
+    hathi: PathBuf,
+    started: Instant,
+}
+
+impl Cluster {
+    /// Directories, files, ports and the store, but no agent yet.
+    pub async fn prepare(options: ClusterOptions) -> Self {
+        let etcd = match options.store {
+            Store::Raft => None,
+            Store::Etcd { members } => Some(Etcd::start(options.etcd, members).await),
+        };
+        let dir = osuser::server_dir("hathi-cluster-");
+        let hathi = executable_by_servers(&options.hathi, dir.path());
+        let raft_ports = ports::free_ports(options.nodes);
+        let mut dcs = yaml::default_dcs();
+        yaml::merge(&mut dcs, &options.dcs);
+        let nodes = (0..options.nodes)
+            .map(|i| {
+                let name = format!("node{}", i + 1);
+                let at = dir.path().join(&name);
+                std::fs::create_dir(&at).expect("a node's directory");
+                osuser::give(&at);
+                let (pg_port, rest_port) = (ports::free_port(), ports::free_port());
+                let places = yaml::Places { name: &name, dir: &at, pg_port, rest_port };
+                let store = match (&options.store, &etcd) {
+                    (Store::Raft, _) | (_, None) => raft_section(&at, &raft_ports, i),
+                    (Store::Etcd { .. }, Some(etcd)) => json!({"etcd3": {"hosts": etcd.hosts()}}),
+                };
+                let mut whole = yaml::node(&places, &store, &dcs);
+                yaml::merge(&mut whole, &options.local);
+                let node =
+                    Node { name, dir: at, pg_port, rest_port, agent: options.agent, process: None };
+                let text = serde_json::to_string_pretty(&whole).expect("JSON");
+                std::fs::write(node.yaml(), text).expect("a node's file");
+                osuser::give(&node.yaml());
+                node
+            })
+            .collect();
+        Self { nodes, etcd, options, dir, hathi, started: Instant::now() }
+    }
+
+    /// Starts everything and waits until one leads and all others stream from it.
+    pub async fn start(options: ClusterOptions) -> Self {
+        let mut cluster = Self::prepare(options).await;
+        for i in 0..cluster.nodes.len() {
+            cluster.start_agent(i);
+        }
+        cluster.healthy(Duration::from_secs(90)).await;
+        cluster
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn hathi(&self) -> &Path {
+        &self.hathi
+    }
+
+    pub fn index(&self, name: &str) -> usize {
+        let found = self.nodes.iter().position(|n| n.name == name);
+        found.unwrap_or_else(|| panic!("no node {name}"))
+    }
+
+    /// The command that runs node `i`'s agent.
+    pub fn agent_command(&self, i: usize) -> Command {
+        let node = &self.nodes[i];
+        let mut command = match node.agent {
+            Agent::Hathi => Command::new(&self.hathi),
+            Agent::Patroni => Command::new(patroni_bin("patroni")),
+        };
+        command.arg(node.yaml());
+        self.plain_environment(&mut command);
+        command
+    }
+
+    fn plain_environment(&self, command: &mut Command) {
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LANG", "C.UTF-8")
+            .env("HOME", self.dir.path())
+            .env("RUST_BACKTRACE", "1")
+            .env("HATHI_TEST_DIR", self.dir.path())
+            .current_dir(self.dir.path());
+    }
+
+    pub fn start_agent(&mut self, i: usize) {
+        let command = self.agent_command(i);
+        let log = self.nodes[i].log();
+        self.nodes[i].process = Some(Process::start(command, &log));
+    }
+
+    pub fn agent_running(&mut self, i: usize) -> bool {
+        self.nodes[i].process.as_mut().is_some_and(Process::running)
+    }
+
+    /// SIGTERM, and waits for the agent's end; PostgreSQL must be down by then.
+    pub async fn stop_agent(&mut self, i: usize) -> ExitStatus {
+        if let Some(process) = &self.nodes[i].process {
+            process.signal(Signal::TERM);
+        }
+        self.await_end(i, Duration::from_secs(60)).await
+    }
+
+    /// Waits until the agent of node `i` has ended by itself.
+    pub async fn await_end(&mut self, i: usize, within: Duration) -> ExitStatus {
+        let Some(mut process) = self.nodes[i].process.take() else {
+            panic!("{} does not run", self.nodes[i].name)
+        };
+        let (process, ended) = tokio::task::spawn_blocking(move || {
+            let ended = process.ended(within);
+            (process, ended)
+        })
+        .await
+        .expect("the waiting thread");
+        match ended {
+            Some(status) => status,
+            None => {
+                self.nodes[i].process = Some(process);
+                let name = &self.nodes[i].name;
+                panic!("{name}'s agent did not end in {within:?}\n{}", self.report())
+            }
+        }
+    }
+
+    /// kill -9 of the agent alone: PostgreSQL (and a guard) stay.
+    pub fn kill_agent(&mut self, i: usize) {
+        if let Some(mut process) = self.nodes[i].process.take() {
+            process.kill();
+        }
+    }
+
+    pub fn signal_agent(&self, i: usize, signal: Signal) {
+        if let Some(process) = &self.nodes[i].process {
+            process.signal(signal);
+        }
+    }
+
+    /// kill -9 of the postmaster.
+    pub fn kill_postmaster(&self, i: usize) {
+        let pid = self.nodes[i].postmaster().expect("a running postmaster");
+        signal_pid(pid, Signal::KILL);
+    }
+
+    /// The node dies: agent, guard, postmaster and all its children at the same moment.
+    pub fn kill_node(&mut self, i: usize) {
+        let all = belonging_to(&self.nodes[i].dir);
+        for pid in &all {
+            signal_pid(*pid, Signal::STOP);
+        }
+        for pid in all.into_iter().chain(belonging_to(&self.nodes[i].dir)) {
+            signal_pid(pid, Signal::KILL);
+        }
+        self.kill_agent(i);
+    }
+
+    /// Asks the agent of node `i`.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn get(&self, i: usize, path: &str) -> Result<Answer, String> {
+        rest::get(self.nodes[i].rest_port, path).await
+    }
+
+    /// A request with a body to the agent of node `i`; patient, switchovers take a while.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn send(
+        &self,
+        i: usize,
+        method: &str,
+        path: &str,
+        body: Value,
+    ) -> Result<Answer, String> {
+        let within = Duration::from_secs(60);
+        rest::request(method, self.nodes[i].rest_port, path, Some(&body), within).await
+    }
+
+    /// Who answers 200 on /primary; exactly one does.
+    ///
+    /// # Errors
+    /// None or several do.
+    pub async fn leader(&self) -> Result<usize, String> {
+        let mut leaders = Vec::new();
+        let mut seen = Vec::new();
+        for (i, node) in self.nodes.iter().enumerate() {
+            let answer = self.get(i, "/primary").await;
+            seen.push(format!("{}: {}", node.name, brief(&answer)));
+            if answer.is_ok_and(|a| a.status == 200) {
+                leaders.push(i);
+            }
+        }
+        match leaders.as_slice() {
+            [one] => Ok(*one),
+            _ => Err(format!("{} leaders; {}", leaders.len(), seen.join("; "))),
+        }
+    }
+
+    /// One leader that takes writes, and `others` members streaming from it.
+    ///
+    /// # Errors
+    /// What is still missing.
+    pub async fn looks_healthy(&self, others: usize) -> Result<usize, String> {
+        let leader = self.leader().await?;
+        let view = self.get(leader, "/cluster").await?.json();
+        let members = view["members"].as_array().cloned().unwrap_or_default();
+        let streaming = members.iter().filter(|m| m["state"] == "streaming").count();
+        let leads = members
+            .iter()
+            .any(|m| m["name"] == self.nodes[leader].name.as_str() && m["role"] == "leader");
+        if streaming != others || !leads {
+            return Err(format!("/cluster shows {view}"));
+        }
+        let port = self.nodes[leader].pg_port;
+        let count = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+        let connected = sql::value(port, count).await?;
+        if connected != others.to_string() {
+            return Err(format!("{connected} walsenders stream from {}", self.nodes[leader].name));
+        }
+        if sql::value(port, "SELECT pg_is_in_recovery()").await? != "f" {
+            return Err(format!("{} is still in recovery", self.nodes[leader].name));
+        }
+        Ok(leader)
+    }
+
+    /// Waits for a whole healthy cluster; returns the leader.
+    pub async fn healthy(&self, within: Duration) -> usize {
+        let others = self.nodes.len() - 1;
+        self.wait("one leader, all others streaming", within, || self.looks_healthy(others)).await
+    }
+
+    /// Waits for a leader other than `old`.
+    pub async fn another_leader(&self, old: usize, within: Duration) -> usize {
+        self.wait("another leader", within, || async {
+            match self.leader().await? {
+                same if same == old => Err(format!("{} still leads", self.nodes[old].name)),
+                new => Ok(new),
+            }
+        })
+        .await
+    }
+
+    /// Waits, and fails with the tail of every log.
+    pub async fn wait<T, F, Fut>(&self, what: &str, within: Duration, probe: F) -> T
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, String>>,
+    {
+        match wait::until(what, within, probe).await {
+            Ok(value) => value,
+            Err(e) => panic!("{e}\n{}", self.report()),
+        }
+    }
+
+    /// Everything a reader of a failure needs: each node's processes and last lines.
+    pub fn report(&self) -> String {
+        let mut text = format!(
+            "after {:.1} s, {:?} on {:?}\n",
+            self.started.elapsed().as_secs_f64(),
+            self.options.agent,
+            self.options.store
+        );
+        for node in &self.nodes {
+            let (agent, postmaster) = (node.agent_pid(), node.postmaster());
+            text += &format!(
+                "--- {} (PostgreSQL {}, REST {}; agent {agent:?}, postmaster {postmaster:?})\n{}\n",
+                node.name,
+                node.pg_port,
+                node.rest_port,
+                tail(&node.log(), lines_of_a_report())
+            );
+        }
+        text
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("HATHI_TEST_KEEP").is_some() {
+            eprintln!("kept: {}", self.dir.path().display());
+            let _ = copy_logs(self.dir.path(), &self.nodes);
+        }
+        for node in &mut self.nodes {
+            drop(node.process.take());
+        }
+        // Guards next, or they would do their work while we do ours; then PostgreSQL, by SIGQUIT
+        // so that it takes its shared memory with it.
+        let postmasters: Vec<u32> = self.nodes.iter().filter_map(Node::postmaster).collect();
+        for pid in &postmasters {
+            signal_pid(*pid, Signal::QUIT);
+            signal_pid(*pid, Signal::CONT);
+        }
+        let started = Instant::now();
+        while postmasters.iter().any(|p| alive(*p)) && started.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let started = Instant::now();
+        loop {
+            let left = belonging_to(self.dir.path());
+            if left.is_empty() || started.elapsed() > Duration::from_secs(5) {
+                break;
+            }
+            left.into_iter().for_each(|pid| signal_pid(pid, Signal::KILL));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn raft_section(dir: &Path, ports: &[u16], me: usize) -> Value {
+    let address = |port: &u16| format!("127.0.0.1:{port}");
+    let partners: Vec<String> =
+        ports.iter().enumerate().filter(|(i, _)| *i != me).map(|(_, p)| address(p)).collect();
+    json!({"raft": {
+        "self_addr": address(&ports[me]), "partner_addrs": partners,
+        "data_dir": dir.join("raft"), "password": "dummy-raft"
+    }})
+}
+
+/// A program of the Patroni environment.
+pub fn patroni_bin(program: &str) -> PathBuf {
+    let path = crate::etcd::cache_dir().join("patroni-4.1.5/bin").join(program);
+    assert!(path.exists(), "{} is not there: run scripts/setup", path.display());
+    path
+}
+
+/// `binary` itself if the servers' user can run it where it lies, else a link or copy in `dir`.
+fn executable_by_servers(binary: &Path, dir: &Path) -> PathBuf {
+    let mut probe = Command::new("test");
+    probe.arg("-x").arg(binary);
+    if osuser::as_server(&mut probe).status().is_ok_and(|s| s.success()) {
+        return binary.to_owned();
+    }
+    let here = dir.join("hathi");
+    if std::fs::hard_link(binary, &here).is_err() {
+        std::fs::copy(binary, &here).unwrap_or_else(|e| panic!("{}: {e}", binary.display()));
+    }
+    here
+}
+
+fn brief(answer: &Result<Answer, String>) -> String {
+    match answer {
+        Ok(a) => format!("{} {}", a.status, a.body.chars().take(200).collect::<String>()),
+        Err(e) => e.clone(),
+    }
+}
+
+fn lines_of_a_report() -> usize {
+    std::env::var("HATHI_TEST_LOG_LINES").ok().and_then(|v| v.parse().ok()).unwrap_or(40)
+}
+
+fn copy_logs(dir: &Path, nodes: &[Node]) -> std::io::Result<()> {
+    let kept = std::env::temp_dir().join("hathi-kept-logs");
+    std::fs::create_dir_all(&kept)?;
+    let run = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    for node in nodes {
+        std::fs::copy(node.log(), kept.join(format!("{run}-{}.log", node.name)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! Runs whole clusters of real processes for the black-box tests and the bench: agents (hathi or
+//! real Patroni, by command line), PostgreSQL through them, etcd, clients that write to every
+//! node, and the check of what was acknowledged. It knows agents only as a user does: a command,
+//! a YAML file, the REST API, SQL. Nothing of hathi's own code enters here.
+//!
+//! Whatever is started here is ended here, also when a test panics: by pid, never by name.
+
+pub mod check;
+pub mod cluster;
+pub mod etcd;
+pub mod osuser;
+pub mod ports;
+pub mod process;
+pub mod rest;
+pub mod sql;
+pub mod wait;
+pub mod writers;
+pub mod yaml;
+
+pub use cluster::{Agent, Cluster, ClusterOptions, Node, Store};
+pub use etcd::{Etcd, EtcdVersion};
+pub use writers::Writers;
