@@ -5,6 +5,7 @@
 //! on the leader key goes through here, one at a time, so that a renewal on its way cannot bring
 //! back a key that was just released. Nothing here decides: it reports verdicts to the loop.
 
+use crate::ha::breakage::{Breakage, broken};
 use crate::ha::ports::Ports;
 use crate::ha::run::{Event, Events};
 use futures::FutureExt;
@@ -34,6 +35,13 @@ impl Reserve {
 /// How long a renewal that the store confirms is worth, from before it was sent. (INV-28)
 pub fn worth_ms(timing: Timing) -> u64 {
     timing.ttl_ms() - timing.ttl_ms() / 20
+}
+
+fn believed_until(ports: &Ports, sent: Millis, timing: Timing) -> Millis {
+    if broken(Breakage::BeliefTooLong) {
+        return ports.clock.now().plus(timing.ttl_ms() + timing.ttl_ms() / 4);
+    }
+    sent.plus(worth_ms(timing))
 }
 
 /// The last thing the store said, or did not say, about the lock.
@@ -170,16 +178,20 @@ impl Lease {
         sent: Millis,
         outcome: Result<(), DcsError>,
     ) -> Result<(), DcsError> {
-        let timing = ports.configuration.settings().timing;
+        let settings = ports.configuration.settings();
+        let timing = settings.timing;
         let mut belief = lock(&self.belief);
         match &outcome {
             Ok(()) => {
-                let until = sent.plus(worth_ms(timing));
+                let until = believed_until(ports, sent, timing);
                 belief.until = Some(until);
                 belief.verdict = Verdict::Mine;
                 belief.renew_at = sent.plus(timing.loop_wait_ms().min(timing.ttl_ms() / 3));
                 drop(belief);
-                ports.fence.protect_until(until.minus(Reserve::of(timing).guard));
+                // In pause the operator is responsible for PostgreSQL. (HA-130)
+                if !settings.pause {
+                    ports.fence.protect_until(until.minus(Reserve::of(timing).guard));
+                }
                 self.wake_keeper();
             }
             Err(DcsError::NotOwner { holder }) => {
@@ -244,13 +256,13 @@ pub async fn keep(ports: Ports, lease: std::sync::Arc<Lease>, events: Events) {
             Plan::End => return,
             Plan::Wait | Plan::LoopIsStuck => {
                 let later = ports.clock.sleep_until(now.plus(timing.ttl_ms()));
-                futures::select! {
+                futures::select_biased! {
                     _ = poked.next() => {}
                     () = later.fuse() => {}
                 }
             }
             Plan::SleepUntil(at) => {
-                futures::select! {
+                futures::select_biased! {
                     _ = poked.next() => {}
                     () = ports.clock.sleep_until(at).fuse() => {}
                 }

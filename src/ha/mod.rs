@@ -2,9 +2,34 @@
 //!
 //! Never in here: a runtime, a clock, a file, a socket, a log macro. What was decided and why is
 //! returned ([`ports::Reason`]); the shell logs it. The simulator runs this very code.
+//!
+//! ```text
+//! events ─► run ─► turn ─┬─ start      a server that starts, an empty data directory, identity
+//!                        ├─ recovery   PostgreSQL is down; rewind (the table: rewind)
+//!                        ├─ leader     with the lock, without leader, store silent (table: race)
+//!                        ├─ follower   somebody else leads
+//!                        └─ member, slots, history: what is written at the end
+//!            │  ▲
+//!            ▼  │ report
+//!           task (one at a time)        lease: the keeper, beside all this
+//! ```
 
+pub mod breakage;
+mod follower;
+mod history;
+mod leader;
 pub mod lease;
 pub mod manual;
+mod member;
+mod memory;
 pub mod ports;
+mod race;
+mod recovery;
+mod rewind;
 pub mod run;
 pub mod settings;
+mod shutdown;
+mod slots;
+mod start;
+mod task;
+mod turn;

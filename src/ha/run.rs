@@ -1,9 +1,17 @@
 //! The wheel: waits for a reason to look, lets one turn happen, starts the task it asks for.
+//! (section 2 of docs/design.md, section 19 of docs/spec/ha-loop.md)
 
-use crate::ha::lease::Lease;
-use crate::ha::ports::Ports;
-use futures::channel::mpsc;
-use hathi_dcs::Change;
+use crate::ha::lease::{Lease, Reserve};
+use crate::ha::memory::{AfterPromotion, Memory, Rewind, Running};
+use crate::ha::ports::{Ports, Reason, Seen};
+use crate::ha::shutdown;
+use crate::ha::task::{self, Context, Demotion, Kind, Outcome, Report, Task};
+use crate::ha::turn::{Decided, Turned, turn};
+use futures::FutureExt;
+use futures::channel::{mpsc, oneshot};
+use futures::stream::{FusedStream, StreamExt};
+use hathi_dcs::{Change, Deadline, MemberName, Millis};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A reason to look now. It never says what to do. (HA-300)
@@ -17,29 +25,36 @@ pub enum Event {
     Lease,
     /// An operator's command or a reload asks for a turn now.
     Poke(&'static str),
-    /// The long task ended; its report lies in the core's memory.
-    TaskEnded,
     /// Stop for good: SIGTERM.
     Shutdown,
 }
 
 /// The bounded way into the loop. A full queue loses nothing: the loop is about to look anyway, and
-/// shutdown and task reports have places of their own.
+/// the shutdown has a place of its own.
 #[derive(Clone, Debug)]
 pub struct Events {
     queue: Arc<Mutex<mpsc::Sender<Event>>>,
+    shutdown: Arc<AtomicBool>,
 }
 
 impl Events {
     /// The queue and its reading end.
     pub fn new() -> (Self, mpsc::Receiver<Event>) {
         let (queue, reader) = mpsc::channel(256);
-        (Self { queue: Arc::new(Mutex::new(queue)) }, reader)
+        let events = Self { queue: Arc::new(Mutex::new(queue)), shutdown: Arc::default() };
+        (events, reader)
     }
 
     pub fn post(&self, event: Event) {
+        if event == Event::Shutdown {
+            self.shutdown.store(true, Ordering::SeqCst);
+        }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = queue.try_send(event);
+    }
+
+    fn is_shutdown(&self) -> bool {
+        self.shutdown.load(Ordering::SeqCst)
     }
 }
 
@@ -49,9 +64,33 @@ pub enum Exit {
     /// After [`Event::Shutdown`]: PostgreSQL is stopped, the key released (or everything left as it
     /// is, in pause). Exit code 0.
     Stopped,
-    /// Something an operator must mend; one clear line. PostgreSQL is stopped unless the rule says
-    /// otherwise. Exit code 1.
+    /// Something an operator must mend; one clear line. PostgreSQL is stopped. Exit code 1.
     Fatal(String),
+    /// The same, and PostgreSQL runs on untouched. Exit code 1. (HA-038)
+    Left(String),
+}
+
+/// How urgent the reasons are that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Urgency {
+    None,
+    /// Another member said something: soon, many of these together.
+    Soon,
+    Now,
+}
+
+/// Turns for members' news are at least this far apart.
+const SOON_MS: u64 = 100;
+/// Turns nobody asked for are at least this far apart.
+const BREATH_MS: u64 = 20;
+
+/// The long task and the checkpoint that run beside the loop.
+#[derive(Default)]
+struct Beside {
+    task: Option<oneshot::Receiver<Report>>,
+    checkpoint: Option<oneshot::Receiver<bool>>,
+    /// A kind of task that failed, how often in a row, and when it may be tried again.
+    failed: Option<(Kind, u32, Millis)>,
 }
 
 /// Runs the core until it ends. `lease` is shared with [`crate::ha::lease::keep`], which the shell
@@ -60,8 +99,324 @@ pub async fn run(
     ports: Ports,
     lease: Arc<Lease>,
     sender: Events,
-    events: mpsc::Receiver<Event>,
+    mut events: mpsc::Receiver<Event>,
 ) -> Exit {
-    let _ = (ports, lease, sender, events);
-    Exit::Fatal("the core is being built".into())
+    let mut memory = Memory::default();
+    let mut beside = Beside::default();
+    let mut next = ports.clock.now();
+    let mut urgency = Urgency::Now;
+    loop {
+        let ended = wait(&ports, &mut events, &mut beside, next, &mut urgency).await;
+        if let Some(ended) = ended {
+            urgency = Urgency::Now;
+            if let Some(exit) = note(&ports, &lease, &mut memory, &mut beside, ended).await {
+                return shutdown::after_fatal(&ports, &lease, &mut memory, exit).await;
+            }
+        }
+        if sender.is_shutdown() {
+            let task = beside.task.take();
+            return shutdown::stop(&ports, &lease, &mut memory, task).await;
+        }
+        let started = ports.clock.now();
+        let turned = turn(&ports, &lease, &mut memory, urgency == Urgency::Now).await;
+        let Turned { mut decided, pg, view, reasons } = turned;
+        if let Some(task) = decided.start.take() {
+            start(&ports, &lease, &mut memory, &mut beside, view.clone(), task, &mut decided);
+        }
+        if memory.after_promotion == AfterPromotion::CheckpointRuns && beside.checkpoint.is_none() {
+            beside.checkpoint = Some(checkpoint(&ports));
+        }
+        let now = ports.clock.now();
+        lease.turn_done(now);
+        if !pg.is_primary && lease.until(now).is_none() {
+            ports.fence.stand_down();
+        }
+        next = next_turn(&ports, &lease, &decided, started);
+        urgency = Urgency::None;
+        publish(&ports, &lease, &memory, &decided, pg, reasons, next);
+        if let Some(exit) = decided.exit {
+            return shutdown::after_fatal(&ports, &lease, &mut memory, exit).await;
+        }
+    }
+}
+
+/// Something beside the loop ended.
+enum Ended {
+    Task(Report),
+    Checkpoint(bool),
+}
+
+/// Waits for the first good reason to look: the time, an event, the end of the task.
+async fn wait(
+    ports: &Ports,
+    events: &mut mpsc::Receiver<Event>,
+    beside: &mut Beside,
+    mut next: Millis,
+    urgency: &mut Urgency,
+) -> Option<Ended> {
+    let me = ports.configuration.settings().me.clone();
+    loop {
+        while let Ok(event) = events.try_recv() {
+            *urgency = (*urgency).max(weigh(&event, &me));
+        }
+        let now = ports.clock.now();
+        match *urgency {
+            Urgency::Now => next = now,
+            Urgency::Soon => next = next.min(now.plus(SOON_MS)),
+            Urgency::None => {}
+        }
+        if let Some(ended) = beside.poll_ended() {
+            return Some(ended);
+        }
+        if next <= now {
+            return None;
+        }
+        let woken = {
+            let mut time = ports.clock.sleep_until(next).fuse();
+            let Beside { task, checkpoint, .. } = beside;
+            let mut task_ended = std::pin::pin!(or_never(task.as_mut()).fuse());
+            let mut checkpoint_ended = std::pin::pin!(or_never(checkpoint.as_mut()).fuse());
+            let mut event = std::pin::pin!(or_silence(events).fuse());
+            futures::select_biased! {
+                event = event => Woken::Event(event),
+                report = task_ended => Woken::Task(report),
+                done = checkpoint_ended => Woken::Checkpoint(done),
+                () = time => Woken::Time,
+            }
+        };
+        match woken {
+            Woken::Time => {}
+            Woken::Event(event) => *urgency = (*urgency).max(weigh(&event, &me)),
+            Woken::Task(report) => {
+                beside.task = None;
+                let lost = Outcome::Failed("the task was dropped".to_owned());
+                let lost = Report { kind: Kind::Follow, outcome: lost };
+                return Some(Ended::Task(report.unwrap_or(lost)));
+            }
+            Woken::Checkpoint(done) => {
+                beside.checkpoint = None;
+                return Some(Ended::Checkpoint(done.unwrap_or(false)));
+            }
+        }
+    }
+}
+
+enum Woken {
+    Time,
+    Event(Event),
+    Task(Option<Report>),
+    Checkpoint(Option<bool>),
+}
+
+/// The next event; when every sender is gone only the other reasons are left.
+async fn or_silence(events: &mut mpsc::Receiver<Event>) -> Event {
+    if events.is_terminated() {
+        return futures::future::pending().await;
+    }
+    match events.next().await {
+        Some(event) => event,
+        None => futures::future::pending().await,
+    }
+}
+
+async fn or_never<T>(receiver: Option<&mut oneshot::Receiver<T>>) -> Option<T> {
+    match receiver {
+        Some(receiver) => receiver.await.ok(),
+        None => futures::future::pending().await,
+    }
+}
+
+impl Beside {
+    fn poll_ended(&mut self) -> Option<Ended> {
+        if let Some(Ok(Some(report))) = self.task.as_mut().map(oneshot::Receiver::try_recv) {
+            self.task = None;
+            return Some(Ended::Task(report));
+        }
+        if let Some(Ok(Some(done))) = self.checkpoint.as_mut().map(oneshot::Receiver::try_recv) {
+            self.checkpoint = None;
+            return Some(Ended::Checkpoint(done));
+        }
+        None
+    }
+}
+
+/// What an event is worth. Our own records and what no decision waits for are not worth a turn.
+fn weigh(event: &Event, me: &MemberName) -> Urgency {
+    match event {
+        Event::Store(change) => match change {
+            Change::Leader | Change::Failover | Change::Initialize | Change::Everything => {
+                Urgency::Now
+            }
+            Change::Config | Change::Sync => Urgency::Now,
+            Change::Member(name) if name == me => Urgency::None,
+            Change::Member(_) => Urgency::Soon,
+            Change::Status | Change::History | Change::Failsafe => Urgency::None,
+        },
+        Event::PostmasterExited | Event::Lease | Event::Poke(_) | Event::Shutdown => Urgency::Now,
+    }
+}
+
+/// Takes the report of what ended into the memory. `Some`: the agent cannot go on.
+async fn note(
+    ports: &Ports,
+    lease: &Arc<Lease>,
+    memory: &mut Memory,
+    beside: &mut Beside,
+    ended: Ended,
+) -> Option<Exit> {
+    let report = match ended {
+        Ended::Checkpoint(true) => {
+            memory.after_promotion = AfterPromotion::Nothing;
+            return None;
+        }
+        Ended::Checkpoint(false) => {
+            memory.after_promotion = AfterPromotion::CheckpointDue;
+            return None;
+        }
+        Ended::Task(report) => report,
+    };
+    memory.task = None;
+    memory.giving_up = false;
+    memory.want_latest = true;
+    ports.postgres.clear_cancel();
+    let failed = match &report.outcome {
+        Outcome::Done => false,
+        Outcome::Failed(_) | Outcome::PromotionRefused(_) | Outcome::Fatal(_) => true,
+    };
+    beside.failed = failed.then(|| {
+        let again = match beside.failed {
+            Some((kind, times, _)) if kind == report.kind => times.saturating_add(1),
+            Some(_) | None => 0,
+        };
+        let wait = (500_u64 << again.min(5)).min(10_000);
+        (report.kind, again, ports.clock.now().plus(wait))
+    });
+    match report.kind {
+        Kind::Bootstrap => {
+            memory.bootstrapping = false;
+            memory.joined = !failed;
+        }
+        Kind::Clone => memory.rewind = Rewind::NotAsked,
+        Kind::Rewind => {
+            memory.recovering = !failed;
+            memory.rewind = if failed { Rewind::Failed } else { Rewind::Succeeded };
+        }
+        Kind::Demote => memory.rewind.ask(),
+        Kind::Promote | Kind::StartAsPrimary | Kind::Follow | Kind::SingleUser => {}
+    }
+    match report.outcome {
+        Outcome::Done | Outcome::Failed(_) => None,
+        Outcome::PromotionRefused(_) => {
+            // HA-100, step 2.
+            memory.released_at = Some(ports.clock.now());
+            let timing = ports.configuration.settings().timing;
+            let by = Deadline(ports.clock.now().plus(timing.retry_timeout_ms()));
+            let _ = lease.release(ports, None, by).await;
+            None
+        }
+        Outcome::Fatal(why) => Some(Exit::Fatal(why)),
+    }
+}
+
+/// Starts a task, unless the same kind failed a moment ago. A demotion never waits.
+fn start(
+    ports: &Ports,
+    lease: &Arc<Lease>,
+    memory: &mut Memory,
+    beside: &mut Beside,
+    view: Option<Arc<hathi_dcs::ClusterView>>,
+    task: Task,
+    decided: &mut Decided,
+) {
+    let now = ports.clock.now();
+    let kind = task.kind();
+    if let Some((failed, _, until)) = beside.failed
+        && failed == kind
+        && kind != Kind::Demote
+        && now < until
+    {
+        decided.line.push_str(" (waiting after a failure)");
+        decided.again_at = Some(until);
+        memory.recovering = false;
+        return;
+    }
+    memory.task = Some(Running { name: task.name(), kind, since: now });
+    memory.giving_up = match &task {
+        Task::Demote(Demotion::Graceful | Demotion::Immediate) => true,
+        Task::Demote(Demotion::LostLock | Demotion::Offline { .. })
+        | Task::Bootstrap
+        | Task::Clone { .. }
+        | Task::Reinitialize { .. }
+        | Task::StartAsPrimary { .. }
+        | Task::Follow { .. }
+        | Task::Promote
+        | Task::Rewind { .. }
+        | Task::SingleUser => false,
+    };
+    let (done, report) = oneshot::channel();
+    let context =
+        Context { ports: ports.clone(), lease: lease.clone(), view: view.unwrap_or_default() };
+    ports.spawn.spawn(
+        task.name(),
+        async move {
+            let _ = done.send(task::run(task, context).await);
+        }
+        .boxed(),
+    );
+    beside.task = Some(report);
+}
+
+/// PG-065: beside the loop, because nothing waits for it but other members' rewinds.
+fn checkpoint(ports: &Ports) -> oneshot::Receiver<bool> {
+    let (done, ended) = oneshot::channel();
+    let ports = ports.clone();
+    let spawn = ports.spawn.clone();
+    spawn.spawn(
+        "checkpoint after promotion",
+        async move {
+            let by = Deadline(ports.clock.now().plus(600_000));
+            let _ = done.send(ports.postgres.checkpoint(by).await.is_ok());
+        }
+        .boxed(),
+    );
+    ended
+}
+
+/// `loop_wait` after the last turn began, or earlier if the turn or the lease asks for it.
+fn next_turn(ports: &Ports, lease: &Lease, decided: &Decided, started: Millis) -> Millis {
+    let timing = ports.configuration.settings().timing;
+    let now = ports.clock.now();
+    let mut next = started.plus(timing.loop_wait_ms());
+    if let Some(again) = decided.again_at {
+        next = next.min(again);
+    }
+    if let Some(until) = lease.until(now) {
+        let demote_at = until.minus(Reserve::of(timing).demote);
+        if demote_at > now {
+            next = next.min(demote_at);
+        }
+    }
+    next.max(now.plus(BREATH_MS))
+}
+
+fn publish(
+    ports: &Ports,
+    lease: &Lease,
+    memory: &Memory,
+    decided: &Decided,
+    postgres: crate::ha::ports::Observation,
+    reasons: Vec<Reason>,
+    next_turn: Millis,
+) {
+    ports.publish.publish(Seen {
+        view: memory.view.clone(),
+        postgres,
+        leader_until: lease.until(ports.clock.now()),
+        task: memory.task.map(|task| task.name),
+        line: decided.line.clone(),
+        reasons,
+        demoting: memory.task.is_some_and(|task| task.kind == Kind::Demote),
+        next_turn,
+        checkpoint_pending: memory.after_promotion != AfterPromotion::Nothing,
+    });
 }

@@ -1,0 +1,61 @@
+//! Deliberate faults, so that the simulator can prove that it finds them.
+//!
+//! A normal build has none of them: `broken` is the constant `false` there. With the feature
+//! `breakages` a test switches one on for its own thread.
+
+/// One broken rule. Each is consulted at the one place where the rule lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Breakage {
+    /// Promotes although the store did not give the key. (INV-3)
+    PromoteWithoutLock,
+    /// Goes on as primary after the lease ended, and never arms the fence. (HA-304)
+    IgnoreLeaseDeadline,
+    /// Counts the lease from the answer and believes it for longer than the ttl. (INV-28)
+    BeliefTooLong,
+    /// Gives the key up before PostgreSQL stopped. (INV-23)
+    ReleaseBeforeStopped,
+    /// A replica far behind may win. (HA-095 a)
+    LagIsIgnored,
+    /// Does not ask whether a peer is still a primary or further ahead. (HA-095 d, e)
+    RaceAsksNobody,
+    /// A primary whose timeline is older than the cluster's may take the key. (HA-087)
+    StalePrimaryRaces,
+    /// A diverged former primary follows without rewind. (HA-047)
+    SkipRewind,
+    /// Goes on as primary although the store names another leader. (HA-065)
+    KeepAfterLoss,
+    /// A silent store is read as a lost lock. (INV-31)
+    UnreachableIsLost,
+    /// A node tagged nofailover takes part in the race. (HA-089)
+    NofailoverRaces,
+    /// Works on a data directory of another cluster. (HA-036)
+    IgnoreSystemId,
+}
+
+#[cfg(feature = "breakages")]
+mod switch {
+    use super::Breakage;
+    use std::cell::Cell;
+
+    thread_local! {
+        static BROKEN: Cell<Option<Breakage>> = const { Cell::new(None) };
+    }
+
+    /// Breaks one rule on this thread, or mends all.
+    pub fn set_broken(breakage: Option<Breakage>) {
+        BROKEN.with(|cell| cell.set(breakage));
+    }
+
+    pub fn broken(breakage: Breakage) -> bool {
+        BROKEN.with(|cell| cell.get() == Some(breakage))
+    }
+}
+
+#[cfg(feature = "breakages")]
+pub use switch::{broken, set_broken};
+
+/// Never, in a normal build.
+#[cfg(not(feature = "breakages"))]
+pub const fn broken(_: Breakage) -> bool {
+    false
+}

@@ -1,0 +1,88 @@
+//! Somebody else leads. (HA-065, HA-125)
+
+use crate::ha::breakage::{Breakage, broken};
+use crate::ha::memory::Rewind;
+use crate::ha::ports::{FollowChange, Server, Upstream};
+use crate::ha::recovery::rewind_if_needed;
+use crate::ha::task::{Demotion, Task};
+use crate::ha::turn::{Decided, Turn};
+use hathi_dcs::{Deadline, MemberName, Role};
+
+/// One turn behind this leader.
+pub async fn follow(turn: &mut Turn<'_>, leader: &MemberName) -> Decided {
+    if turn.pg.is_primary && !broken(Breakage::KeepAfterLoss) {
+        turn.because("HA-065", format!("a primary without the lock; {leader} holds it"));
+        turn.memory.rewind.ask();
+        let line = format!("demoting self because {leader} holds the leader lock");
+        return Decided::task(line, Task::Demote(Demotion::LostLock));
+    }
+    if turn.pg.role != Role::Replica && !turn.pg.is_primary {
+        turn.ports.postgres.set_role(Role::Replica);
+        turn.pg.role = Role::Replica;
+    }
+    ask_for_rewind_when_the_leader_moved_on(turn, leader);
+    if let Some(decided) = rewind_if_needed(turn, leader, true).await {
+        return decided;
+    }
+    let Some(upstream) = upstream(turn, leader) else {
+        return Decided::line(no_action(turn, leader));
+    };
+    let by = Deadline(turn.now().plus(2_000));
+    match turn.ports.postgres.follow_change(Some(&upstream), by).await {
+        FollowChange::Nothing => Decided::line(no_action(turn, leader)),
+        FollowChange::Reload => {
+            turn.because("HA-125", format!("following {}", upstream.name));
+            turn.memory.rewind.ask();
+            let by = Deadline(turn.now().plus(2_000));
+            match turn.ports.postgres.follow_by_reload(Some(&upstream), by).await {
+                // The rewind check is due as soon as the leader can answer.
+                Ok(()) => Decided::line(format!("following a different leader ({leader})"))
+                    .again_at(turn.now().plus(500)),
+                Err(error) => Decided::line(format!("could not follow {leader}: {error}")),
+            }
+        }
+        FollowChange::Restart => {
+            turn.because("HA-125", format!("following {} needs a restart", upstream.name));
+            turn.memory.rewind.ask();
+            let task = Task::Follow { upstream: Some(upstream), restart: true };
+            Decided::task("changing primary_conninfo and restarting", task)
+        }
+    }
+}
+
+/// The member named by `replicatefrom` while it is there, else the leader; never myself.
+fn upstream(turn: &Turn<'_>, leader: &MemberName) -> Option<Upstream> {
+    if turn.settings.nostream {
+        return None;
+    }
+    turn.settings
+        .replicatefrom
+        .as_ref()
+        .filter(|name| *name != turn.me())
+        .and_then(|name| turn.upstream(name))
+        .or_else(|| turn.upstream(leader))
+}
+
+/// PG-143: a first look at a running standby, or a leader on a higher timeline than the last one,
+/// asks for a check, unless it streams on that timeline already.
+fn ask_for_rewind_when_the_leader_moved_on(turn: &mut Turn<'_>, leader: &MemberName) {
+    let leads_on = turn.view.member(leader).and_then(|member| member.data.timeline);
+    let Server::Standby(standby) = &turn.pg.server else { return };
+    let streams_there =
+        standby.streaming && leads_on.is_none_or(|timeline| timeline <= standby.timeline);
+    let moved_on = leads_on.is_some_and(|timeline| timeline > turn.memory.leader_timeline);
+    if streams_there {
+        if turn.memory.rewind == Rewind::Check {
+            turn.memory.rewind = Rewind::NotNeeded;
+        }
+    } else if moved_on || !turn.memory.joined {
+        turn.memory.rewind.ask();
+    }
+    if let Some(timeline) = leads_on {
+        turn.memory.leader_timeline = timeline;
+    }
+}
+
+fn no_action(turn: &Turn<'_>, leader: &MemberName) -> String {
+    format!("no action. I am ({}), a secondary, and following a leader ({leader})", turn.me())
+}

@@ -1,0 +1,91 @@
+//! What one turn remembers for the next. (section 1.2 of docs/spec/ha-loop.md)
+
+use hathi_dcs::{ClusterView, MemberData, Millis, Timeline, Version};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Has this data directory to be rewound before it can follow the leader? (PG-142)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rewind {
+    /// Nothing gives a reason to ask.
+    #[default]
+    NotAsked,
+    /// To be asked as soon as a leader can answer. (PG-143)
+    Check,
+    /// Asked: it diverged.
+    Needed,
+    /// Asked: it can follow.
+    NotNeeded,
+    Succeeded,
+    Failed,
+}
+
+impl Rewind {
+    /// Asks again, unless the answer "it diverged" still stands. (PG-143)
+    pub fn ask(&mut self) {
+        match self {
+            Self::Needed => {}
+            Self::NotAsked | Self::Check | Self::NotNeeded | Self::Succeeded | Self::Failed => {
+                *self = Self::Check;
+            }
+        }
+    }
+
+    pub fn was_executed(self) -> bool {
+        match self {
+            Self::Succeeded | Self::Failed => true,
+            Self::NotAsked | Self::Check | Self::Needed | Self::NotNeeded => false,
+        }
+    }
+}
+
+/// The checkpoint after a promotion: until it is done nobody may rewind to us. (PG-065)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AfterPromotion {
+    #[default]
+    Nothing,
+    CheckpointDue,
+    CheckpointRuns,
+}
+
+/// The long task that runs. (section 16 of docs/spec/ha-loop.md)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    pub name: &'static str,
+    pub kind: crate::ha::task::Kind,
+    pub since: Millis,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Memory {
+    /// The last view, and when the store gave it; `None` since a read failed.
+    pub view: Option<(Arc<ClusterView>, Millis)>,
+    /// The last view with a leader, or the first one: members and leader for the next race. Never
+    /// changed in place. (HA-001, HA-318)
+    pub old_view: Option<Arc<ClusterView>>,
+    /// The next view must be as of then: something was written whose effect decides the next step.
+    pub want_latest: bool,
+    /// A start of dead PostgreSQL was ordered and not yet judged. (HA-054)
+    pub recovering: bool,
+    pub rewind: Rewind,
+    /// Single-user recovery was tried in this outage. (HA-044)
+    pub recovered_in_single_user_mode: bool,
+    /// The key was given up because a promotion was refused here. (HA-083)
+    pub released_at: Option<Millis>,
+    pub after_promotion: AfterPromotion,
+    /// PostgreSQL was seen running under this agent, and the cluster knew it. (HA-038)
+    pub joined: bool,
+    /// This agent won the race to create the cluster and has not finished. (HA-031)
+    pub bootstrapping: bool,
+    pub task: Option<Running>,
+    /// The version of `/config` that was applied or refused last. (HA-019)
+    pub config_seen: Option<Version>,
+    /// When each member slot was last wanted for a living member. (DCS-061)
+    pub slots_seen: BTreeMap<String, Millis>,
+    /// The timeline of the leader we followed last; a higher one asks for a rewind check. (HA-125)
+    pub leader_timeline: Timeline,
+    pub published: Option<(MemberData, Millis)>,
+    pub was_paused: bool,
+    /// The key was given up by a demotion whose task runs: it is not to be asked for again.
+    pub giving_up: bool,
+}

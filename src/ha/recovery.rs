@@ -1,0 +1,246 @@
+//! PostgreSQL is down, or what it holds has left the leader's history. (section 5)
+
+use crate::ha::breakage::{Breakage, broken};
+use crate::ha::leader;
+use crate::ha::memory::Rewind;
+use crate::ha::ports::{ControlData, ControlState, Upstream};
+use crate::ha::rewind::{Divergence, diverged};
+use crate::ha::task::Task;
+use crate::ha::turn::{Decided, Lock, Turn};
+use hathi_dcs::{Deadline, Lsn, MemberName, Role, State, Status};
+
+/// The first turn after a start was ordered. `None`: it runs, or nothing was to be judged. (HA-054)
+pub async fn judge_start(turn: &mut Turn<'_>) -> Option<Decided> {
+    turn.memory.recovering = false;
+    if turn.pg.alive || turn.memory.rewind == Rewind::Needed {
+        turn.memory.recovered_in_single_user_mode = false;
+        if turn.memory.rewind == Rewind::Succeeded {
+            turn.memory.rewind = Rewind::NotAsked;
+        }
+        return None;
+    }
+    turn.because("HA-054", "PostgreSQL does not run after it was started");
+    if !turn.i_own_the_lock() {
+        return Some(Decided::line("failed to start postgres"));
+    }
+    turn.ports.postgres.set_role(Role::Demoted);
+    let by = turn.store_deadline();
+    let _ = turn.lease.release(turn.ports, None, by).await;
+    turn.memory.want_latest = true;
+    Some(Decided::line("removed leader key after trying and failing to start postgres"))
+}
+
+/// HA-041 … HA-049.
+pub async fn not_running(turn: &mut Turn<'_>) -> Decided {
+    let crashed = match turn.pg.state {
+        State::Running | State::Starting | State::Crashed => true,
+        State::Initdb
+        | State::InitdbFailed
+        | State::CustomBootstrap
+        | State::CustomBootstrapFailed
+        | State::CreatingReplica
+        | State::BootstrapStarting
+        | State::StartFailed
+        | State::Restarting
+        | State::RestartFailed
+        | State::Stopping
+        | State::Stopped
+        | State::StopFailed => false,
+    };
+    if crashed && turn.pg.state != State::Crashed {
+        turn.because("HA-041", "the postmaster is gone");
+        turn.ports.postgres.set_state(State::Crashed);
+        turn.pg.state = State::Crashed;
+    }
+    let by = Deadline(turn.now().plus(2_000));
+    let control = turn.ports.postgres.control(by).await;
+    if turn.i_own_the_lock()
+        && let Some(decided) = crashed_primary(turn, control.as_ref(), crashed).await
+    {
+        return decided;
+    }
+    if let Some(decided) = single_user(turn, control.as_ref()) {
+        return decided;
+    }
+    if let Lock::Mine { .. } = turn.lock {
+        turn.because("HA-045", "I own the lock; the promotion comes after the start");
+        turn.memory.rewind = Rewind::NotAsked;
+        turn.memory.recovering = true;
+        let task = Task::Follow { upstream: None, restart: false };
+        return Decided::task("starting as readonly because i had the session lock", task);
+    }
+    start_as_standby(turn).await
+}
+
+/// HA-042, HA-043.
+async fn crashed_primary(
+    turn: &mut Turn<'_>,
+    control: Option<&ControlData>,
+    crashed: bool,
+) -> Option<Decided> {
+    let settings = turn.settings.clone();
+    if settings.primary_start_timeout == 0 && leader::someone_can_take_over(turn).await {
+        turn.because("HA-042", "primary_start_timeout is 0 and somebody can take over");
+        // PostgreSQL is dead: nothing is written here any more. (INV-23)
+        turn.ports.postgres.set_role(Role::Demoted);
+        let status = Status { optime: Lsn(0), ..Status::default() };
+        let status = turn.memory.view.as_ref().map_or(status, |(view, _)| view.status.clone());
+        let by = turn.store_deadline();
+        let released = turn.lease.release(turn.ports, Some(&status), by).await;
+        turn.memory.want_latest = true;
+        let line = match released {
+            Ok(()) => "stopped PostgreSQL to fail over after a crash".to_owned(),
+            Err(error) => format!("the leader key could not be given up: {error}"),
+        };
+        return Some(Decided::line(line).again_at(turn.now().plus(200)));
+    }
+    let control = control?;
+    let was_primary = matches!(turn.pg.role, Role::Primary | Role::Promoted);
+    let restartable = matches!(
+        control.state,
+        ControlState::InProduction
+            | ControlState::InCrashRecovery
+            | ControlState::ShuttingDown
+            | ControlState::ShutDown
+    );
+    if settings.primary_start_timeout == 0
+        || !crashed
+        || !was_primary
+        || control.has_standby_signal
+        || !restartable
+    {
+        return None;
+    }
+    if !turn.confirm_lock().await {
+        return None;
+    }
+    turn.because("HA-043", "a crashed primary with the lock starts in place");
+    turn.memory.recovering = true;
+    let by = turn.now().plus(u64::from(settings.primary_start_timeout) * 1000);
+    Some(Decided::task("starting primary after failure", Task::StartAsPrimary { by }))
+}
+
+/// HA-044: a server that did not shut down cleanly, once per outage.
+fn single_user(turn: &mut Turn<'_>, control: Option<&ControlData>) -> Option<Decided> {
+    let control = control?;
+    let dirty = matches!(
+        control.state,
+        ControlState::InProduction | ControlState::ShuttingDown | ControlState::InCrashRecovery
+    );
+    let worth_it = turn.view.is_unlocked() || turn.pg.can_rewind;
+    if !dirty || control.has_backup_label || turn.memory.recovered_in_single_user_mode || !worth_it
+    {
+        return None;
+    }
+    turn.because("HA-044", "the server was not shut down cleanly");
+    turn.memory.recovered_in_single_user_mode = true;
+    Some(Decided::task("doing crash recovery in a single user mode", Task::SingleUser))
+}
+
+/// HA-046, HA-049.
+async fn start_as_standby(turn: &mut Turn<'_>) -> Decided {
+    let leader = match turn.lock.clone() {
+        Lock::Other { holder } => Some(holder),
+        Lock::Lost { holder } => holder,
+        Lock::Free | Lock::Mine { .. } | Lock::Unseen { .. } => None,
+    };
+    if !turn.memory.rewind.was_executed() {
+        turn.memory.rewind.ask();
+    }
+    if let Some(leader) = &leader
+        && let Some(decided) = rewind_if_needed(turn, leader, false).await
+    {
+        return decided;
+    }
+    let upstream = leader.as_ref().and_then(|name| turn.upstream(name));
+    if leader.is_some() && upstream.is_none() {
+        return Decided::line("waiting for the leader to say where its PostgreSQL is");
+    }
+    turn.because("HA-049", "starting as a standby");
+    turn.memory.recovering = true;
+    Decided::task("starting as a secondary", Task::Follow { upstream, restart: false })
+}
+
+/// HA-047: asks the leader whether we can follow it. `None`: we can, or nobody can say yet.
+pub async fn rewind_if_needed(
+    turn: &mut Turn<'_>,
+    leader: &MemberName,
+    running: bool,
+) -> Option<Decided> {
+    if broken(Breakage::SkipRewind) {
+        return None;
+    }
+    let source = turn.upstream(leader)?;
+    if turn.memory.rewind == Rewind::Check {
+        check(turn, &source).await;
+    }
+    match turn.memory.rewind {
+        Rewind::Needed => {}
+        Rewind::Failed => return after_failed_rewind(turn, source),
+        Rewind::NotAsked | Rewind::Check | Rewind::NotNeeded | Rewind::Succeeded => return None,
+    }
+    if turn.pg.can_rewind {
+        let checkpointing = turn
+            .view
+            .member(leader)
+            .is_some_and(|member| member.data.checkpoint_after_promote == Some(false));
+        if checkpointing {
+            turn.because("PG-154", "the leader has not finished its checkpoint");
+            let line = format!("Waiting for checkpoint on {leader} before rewind");
+            return Some(Decided::line(line).again_at(turn.now().plus(500)));
+        }
+        turn.because("HA-047", format!("rewinding to {leader}"));
+        let task = Task::Rewind { source, stop_first: running };
+        return Some(Decided::task(format!("running pg_rewind from {leader}"), task));
+    }
+    if turn.settings.remove_data_directory_on_diverged_timelines {
+        turn.because("PG-161", "diverged, and pg_rewind is not possible here");
+        let task = Task::Reinitialize { source, why: "diverged" };
+        return Some(Decided::task("reinitializing due to diverged timelines", task));
+    }
+    turn.because("PG-160", "diverged, and neither rewind nor removal is allowed");
+    None
+}
+
+fn after_failed_rewind(turn: &mut Turn<'_>, source: Upstream) -> Option<Decided> {
+    let remove = turn.settings.remove_data_directory_on_rewind_failure
+        || turn.settings.remove_data_directory_on_diverged_timelines;
+    if !remove {
+        return None;
+    }
+    turn.because("PG-160", "pg_rewind failed, and the configuration says to start over");
+    turn.memory.rewind = Rewind::NotAsked;
+    let task = Task::Reinitialize { source, why: "rewind failed" };
+    Some(Decided::task("reinitializing after a failed pg_rewind", task))
+}
+
+/// PG-144 … PG-151.
+async fn check(turn: &mut Turn<'_>, source: &Upstream) {
+    let by = Deadline(turn.now().plus(3_000));
+    let Some(local) = turn.ports.postgres.local_end(by).await else {
+        turn.because("PG-144", "where this data directory ends cannot be said now");
+        return;
+    };
+    let by = Deadline(turn.now().plus(3_000));
+    match turn.ports.postgres.source_history(source, by).await {
+        Err(error) => {
+            turn.because("PG-145", format!("{} does not answer: {error}", source.name));
+        }
+        Ok(history) if history.in_recovery => {
+            turn.because("PG-145", format!("{} is still in recovery", source.name));
+        }
+        Ok(history) => {
+            let (answer, rule) = diverged(&local, &history);
+            match answer {
+                Divergence::None => {
+                    turn.because(rule, "no rewind needed");
+                    turn.memory.rewind = Rewind::NotNeeded;
+                }
+                Divergence::Diverged(why) => {
+                    turn.because(rule, why);
+                    turn.memory.rewind = Rewind::Needed;
+                }
+            }
+        }
+    }
+}

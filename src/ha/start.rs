@@ -1,0 +1,172 @@
+//! Before leadership matters: a server that starts, a data directory that is empty, and whether it
+//! belongs to this cluster. (sections 4 and 6 of docs/spec/ha-loop.md)
+
+use crate::ha::breakage::{Breakage, broken};
+use crate::ha::leader;
+use crate::ha::ports::{DataDir, Server, Upstream};
+use crate::ha::task::{Demotion, Task};
+use crate::ha::turn::{Decided, Lock, Turn};
+use hathi_dcs::{DcsError, Expect, Role, State};
+
+/// The server does not accept connections yet. `None`: go on as if it ran. (section 6)
+pub async fn starting(turn: &mut Turn<'_>) -> Option<Decided> {
+    match turn.lock.clone() {
+        Lock::Mine { .. } => {}
+        // A starting standby takes part in nothing, and follows nobody yet. (HA-060)
+        Lock::Free | Lock::Other { .. } | Lock::Unseen { .. } => {
+            return Some(Decided::line("starting as a secondary in progress"));
+        }
+        Lock::Lost { .. } => {
+            turn.because("HA-057", "the lock was lost while starting");
+            let line = "demoting self because leader lock was lost while starting";
+            return Some(Decided::task(line, Task::Demote(Demotion::LostLock)));
+        }
+    }
+    let timeout_ms = u64::from(turn.settings.primary_start_timeout) * 1000;
+    let waited = turn.now().since(turn.pg.state_since);
+    if waited < timeout_ms {
+        if let Some(decided) = leader::manual(turn).await {
+            return Some(decided); // HA-059
+        }
+        let left = (timeout_ms - waited).div_ceil(1000);
+        let line = format!("PostgreSQL is still starting up, {left} seconds until timeout");
+        return Some(Decided::line(line).again_at(turn.pg.state_since.plus(timeout_ms)));
+    }
+    if leader::someone_can_take_over(turn).await {
+        turn.because("HA-058", format!("not ready after {timeout_ms} ms"));
+        let line = "demoting self because PostgreSQL takes too long to start";
+        return Some(Decided::task(line, Task::Demote(Demotion::Immediate)));
+    }
+    Some(Decided::line("still starting up; there is nobody to fail over to"))
+}
+
+/// HA-013, HA-030. `None`: there is a data directory.
+pub async fn empty_data_dir(turn: &mut Turn<'_>) -> Option<Decided> {
+    let inaccessible = match &turn.pg.data_dir {
+        DataDir::Present => return None,
+        DataDir::Empty => None,
+        DataDir::Inaccessible(why) => Some(why.clone()),
+    };
+    if turn.pg.role != Role::Uninitialized {
+        turn.ports.postgres.set_role(Role::Uninitialized);
+    }
+    if turn.i_own_the_lock() {
+        turn.because("HA-013", "I hold the lock and have no data directory");
+        let by = turn.store_deadline();
+        let _ = turn.lease.release(turn.ports, None, by).await;
+        turn.memory.want_latest = true;
+        return Some(Decided::line("released leader key voluntarily as data dir empty or missing"));
+    }
+    if let Some(why) = inaccessible {
+        return Some(Decided::line(format!("the data directory cannot be read: {why}")));
+    }
+    Some(bootstrap(turn).await)
+}
+
+async fn bootstrap(turn: &mut Turn<'_>) -> Decided {
+    if let Some(leader) = turn.view.leader_name().cloned() {
+        let Some(source) = clone_source(turn) else {
+            return Decided::line(format!("waiting for {leader} to say where its PostgreSQL is"));
+        };
+        let follow = turn.upstream(&leader).unwrap_or_else(|| source.clone());
+        turn.because("HA-030", format!("empty data directory, leader {leader}"));
+        let line = format!("trying to bootstrap from '{}'", source.name);
+        return Decided::task(line, Task::Clone { source, follow });
+    }
+    if turn.view.is_bootstrapping() {
+        return Decided::line("waiting for leader to bootstrap");
+    }
+    let absent = turn.view.initialize.is_none();
+    if !absent || turn.settings.nofailover || !turn.settings.may_bootstrap {
+        return Decided::line("waiting for leader to bootstrap");
+    }
+    let by = turn.store_deadline();
+    match turn.ports.dcs.write_initialize("", Expect::Absent, by).await {
+        Ok(()) => {
+            turn.because("HA-030", "won the race for initialize");
+            turn.memory.bootstrapping = true;
+            Decided::task("trying to bootstrap a new cluster", Task::Bootstrap)
+        }
+        Err(DcsError::Conflict { .. }) => {
+            turn.memory.want_latest = true;
+            Decided::line("failed to acquire initialize lock")
+        }
+        Err(error) => {
+            turn.memory.want_latest = true;
+            Decided::line(format!("the race for initialize has no known outcome: {error}"))
+        }
+    }
+}
+
+/// A running member that offers itself by the tag `clonefrom`, else the leader. (PG-120)
+fn clone_source(turn: &Turn<'_>) -> Option<Upstream> {
+    let leader = turn.view.leader_name()?;
+    let offered: Vec<_> = turn
+        .view
+        .members
+        .iter()
+        .filter(|member| {
+            member.name != *leader
+                && member.name != *turn.me()
+                && member.data.state == Some(State::Running)
+                && member.data.tag_is_truthy("clonefrom")
+                && member.data.conn_url.is_some()
+        })
+        .collect();
+    let chosen = if offered.is_empty() {
+        leader
+    } else {
+        let at = turn.ports.clock.random(offered.len() as u64) as usize;
+        offered.get(at).map_or(leader, |member| &member.name)
+    };
+    turn.upstream(chosen)
+}
+
+/// Does this data directory belong to this cluster? `None`: it does. (section 4.3)
+pub async fn identity(turn: &mut Turn<'_>) -> Option<Decided> {
+    let Some(mine) = turn.pg.system_id.clone() else {
+        turn.because("HA-035", "the system identifier of the data directory cannot be read");
+        let line = "system ID is invalid: consider doing reinitialize";
+        return Some(Decided::line(line));
+    };
+    match turn.view.system_id() {
+        Some(theirs) if theirs == mine || broken(Breakage::IgnoreSystemId) => None,
+        Some(theirs) => {
+            turn.because("HA-036", format!("{mine} is not {theirs}"));
+            Some(Decided::exit(format!(
+                "the data directory belongs to another cluster: its system identifier is {mine}, \
+                 the cluster's is {theirs}; check scope and data_dir"
+            )))
+        }
+        None if turn.view.leader.is_some() || turn.memory.joined => None,
+        None => identity_is_ours_to_give(turn, mine.as_str()).await,
+    }
+}
+
+/// HA-038: the cluster has no identifier and no leader, and this agent just came.
+async fn identity_is_ours_to_give(turn: &mut Turn<'_>, mine: &str) -> Option<Decided> {
+    if let Server::Standby(_) = turn.pg.server {
+        turn.because("HA-038", "a standby cannot give the cluster its identifier");
+        return Some(Decided {
+            exit: Some(crate::ha::run::Exit::Left(
+                "the cluster has no system identifier yet and PostgreSQL runs here as a standby; \
+                 start the agent of its primary first"
+                    .into(),
+            )),
+            ..Decided::line("standby of a cluster that does not exist")
+        });
+    }
+    let expect = if turn.view.initialize.is_none() { Expect::Absent } else { Expect::Anything };
+    let by = turn.store_deadline();
+    match turn.ports.dcs.write_initialize(mine, expect, by).await {
+        Ok(()) => {
+            turn.because("HA-038", "gave the cluster my system identifier");
+            turn.read_again().await;
+            None
+        }
+        Err(error) => {
+            turn.memory.want_latest = true;
+            Some(Decided::line(format!("initialize could not be written: {error}")))
+        }
+    }
+}

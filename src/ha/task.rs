@@ -1,0 +1,416 @@
+//! The long work: one task at a time, beside the turns. (section 16 of docs/spec/ha-loop.md)
+//!
+//! A turn asks for a task and never waits for it. A task works through the ports like a turn does
+//! and hands a report to the next turn; only the turn writes [`crate::ha::memory::Memory`].
+
+use crate::ha::breakage::{Breakage, broken};
+use crate::ha::lease::{Lease, Reserve};
+use crate::ha::member;
+use crate::ha::ports::{
+    PgError, Ports, Postgres, Start, Started, Stop, StopMode, StopStep, Upstream,
+};
+use futures::stream::StreamExt;
+use hathi_dcs::{ClusterView, DcsError, Deadline, Expect, Lsn, Millis, Role, State, Status};
+use std::sync::Arc;
+
+/// What kind of work it is, for the decisions while it runs. (HA-160 … HA-164)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Bootstrap,
+    Clone,
+    StartAsPrimary,
+    Follow,
+    Promote,
+    Demote,
+    Rewind,
+    SingleUser,
+}
+
+/// Why a primary is stopped, and what that allows. (section 10 of ha-loop.md)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demotion {
+    /// A switchover: nothing is lost, the key goes to the next one.
+    Graceful,
+    /// It must not go on (a start that takes too long); the key is given up.
+    Immediate,
+    /// The key is somebody else's already.
+    LostLock,
+    /// The store does not answer and the lease ends at this moment, if it has not ended.
+    Offline { until: Option<Millis> },
+}
+
+/// One piece of long work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Creates the cluster. (HA-030, HA-031)
+    Bootstrap,
+    /// Copies the data directory and starts following. (HA-030)
+    Clone {
+        source: Upstream,
+        follow: Upstream,
+    },
+    /// Removes the data directory first. (PG-160, PG-161)
+    Reinitialize {
+        source: Upstream,
+        why: &'static str,
+    },
+    /// Restarts a crashed primary in place. (HA-043)
+    StartAsPrimary {
+        by: Millis,
+    },
+    /// Starts, restarts or turns the server into a standby of this upstream, or of nobody. (HA-049)
+    Follow {
+        upstream: Option<Upstream>,
+        restart: bool,
+    },
+    /// (HA-101)
+    Promote,
+    Demote(Demotion),
+    /// (HA-047)
+    Rewind {
+        source: Upstream,
+        stop_first: bool,
+    },
+    /// (HA-044)
+    SingleUser,
+}
+
+impl Task {
+    /// The name in logs and answers. (PG-090)
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::Clone { .. } => "bootstrap from leader",
+            Self::Reinitialize { .. } => "reinitializing due to diverged timelines",
+            Self::StartAsPrimary { .. } => "starting primary after failure",
+            Self::Follow { restart: true, .. } => "changing primary_conninfo and restarting",
+            Self::Follow { restart: false, .. } => "restarting after failure",
+            Self::Promote => "promote",
+            Self::Demote(Demotion::Graceful) => "switchover: demote",
+            Self::Demote(_) => "demote",
+            Self::Rewind { .. } => "running pg_rewind",
+            Self::SingleUser => "doing crash recovery in a single user mode",
+        }
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Bootstrap => Kind::Bootstrap,
+            Self::Clone { .. } | Self::Reinitialize { .. } => Kind::Clone,
+            Self::StartAsPrimary { .. } => Kind::StartAsPrimary,
+            Self::Follow { .. } => Kind::Follow,
+            Self::Promote => Kind::Promote,
+            Self::Demote(_) => Kind::Demote,
+            Self::Rewind { .. } => Kind::Rewind,
+            Self::SingleUser => Kind::SingleUser,
+        }
+    }
+}
+
+/// What a task tells the next turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    pub kind: Kind,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// It did not work; the turn looks again and decides.
+    Failed(String),
+    /// The user's script forbade the promotion. (HA-100, step 2)
+    PromotionRefused(String),
+    /// The agent cannot go on. (HA-032)
+    Fatal(String),
+}
+
+/// What a task needs besides itself.
+#[derive(Clone)]
+pub struct Context {
+    pub ports: Ports,
+    pub lease: Arc<Lease>,
+    /// The cluster as the turn that ordered the task saw it.
+    pub view: Arc<ClusterView>,
+}
+
+/// Runs one task to its end.
+pub async fn run(task: Task, context: Context) -> Report {
+    let kind = task.kind();
+    let outcome = match task {
+        Task::Bootstrap => bootstrap(&context).await,
+        Task::Clone { source, follow } => clone(&context, &source, &follow).await,
+        Task::Reinitialize { source, why } => reinitialize(&context, &source, why).await,
+        Task::StartAsPrimary { by } => {
+            context.ports.postgres.set_role(Role::Primary);
+            start(&context, Start::AsPrimary, Deadline(by)).await
+        }
+        Task::Follow { upstream, restart } => follow(&context, upstream, restart).await,
+        Task::Promote => promote(&context).await,
+        Task::Demote(how) => demote(&context, how).await,
+        Task::Rewind { source, stop_first } => rewind(&context, &source, stop_first).await,
+        Task::SingleUser => done(context.ports.postgres.recover_in_single_user_mode().await),
+    };
+    Report { kind, outcome }
+}
+
+fn done(result: Result<(), PgError>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Done,
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// How long an operation on the store may take when nothing else limits it.
+fn store_deadline(context: &Context) -> Deadline {
+    let timing = context.ports.configuration.settings().timing;
+    Deadline(context.ports.clock.now().plus(timing.retry_timeout_ms()))
+}
+
+/// How long waiting for a start or a promotion is worth; afterwards the turns go on looking.
+fn start_deadline(context: &Context) -> Deadline {
+    Deadline(context.ports.clock.now().plus(60_000))
+}
+
+/// HA-030, HA-031: the race for `initialize` is won already.
+async fn bootstrap(context: &Context) -> Outcome {
+    let ports = &context.ports;
+    if let Err(error) = ports.postgres.bootstrap().await {
+        return cancel_bootstrap(context, &error.to_string()).await;
+    }
+    ports.postgres.set_role(Role::Primary);
+    if let Err(error) = ports.postgres.post_bootstrap().await {
+        return cancel_bootstrap(context, &error.to_string()).await;
+    }
+    if let Some(why) = ports.fence.broken() {
+        return cancel_bootstrap(context, &format!("the guard does not work: {why}")).await;
+    }
+    let seen = ports.postgres.observe(Deadline(ports.clock.now().plus(2_000))).await;
+    let Some(system_id) = seen.system_id else {
+        return cancel_bootstrap(context, "the new cluster has no system identifier").await;
+    };
+    let finished: Result<(), DcsError> = async {
+        let by = store_deadline(context);
+        ports.dcs.write_initialize(system_id.as_str(), Expect::Anything, by).await?;
+        ports.dcs.write_config(&ports.configuration.dynamic(), Expect::Anything, by).await?;
+        context.lease.take(ports, by).await
+    }
+    .await;
+    match finished {
+        Ok(()) => Outcome::Done,
+        Err(error) => cancel_bootstrap(context, &error.to_string()).await,
+    }
+}
+
+/// HA-032: leaves the field to others. The key goes first only after PostgreSQL is gone.
+async fn cancel_bootstrap(context: &Context, why: &str) -> Outcome {
+    let ports = &context.ports;
+    let retry = ports.configuration.settings().timing.retry_timeout_ms();
+    let immediate_at = Some(ports.clock.now().plus(retry));
+    stopped(ports, Stop { mode: StopMode::Immediate, checkpoint: false, immediate_at }).await;
+    // Best effort on the way out: each failure is visible in the store or on the disk.
+    let _ = ports.postgres.set_data_dir_aside().await;
+    let _ = ports.dcs.delete_initialize(store_deadline(context)).await;
+    Outcome::Fatal(format!("failed to bootstrap the cluster: {why}"))
+}
+
+async fn clone(context: &Context, source: &Upstream, upstream: &Upstream) -> Outcome {
+    let ports = &context.ports;
+    ports.postgres.set_state(State::CreatingReplica);
+    ports.postgres.set_role(Role::Replica);
+    member::publish_now(ports).await;
+    if let Err(error) = Postgres::clone_from(&*ports.postgres, source).await {
+        ports.postgres.set_state(State::Stopped);
+        return Outcome::Failed(error.to_string());
+    }
+    start(context, Start::AsStandby(Some(upstream.clone())), start_deadline(context)).await
+}
+
+async fn reinitialize(context: &Context, source: &Upstream, _why: &'static str) -> Outcome {
+    let ports = &context.ports;
+    let retry = ports.configuration.settings().timing.retry_timeout_ms();
+    let immediate_at = Some(ports.clock.now().plus(retry));
+    stopped(ports, Stop { mode: StopMode::Immediate, checkpoint: false, immediate_at }).await;
+    if let Err(error) = ports.postgres.remove_data_dir().await {
+        return Outcome::Failed(error.to_string());
+    }
+    clone(context, source, source).await
+}
+
+async fn start(context: &Context, how: Start, by: Deadline) -> Outcome {
+    match context.ports.postgres.start(how, by).await {
+        Ok(Started::Ready | Started::StillStarting) => Outcome::Done,
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+async fn follow(context: &Context, upstream: Option<Upstream>, restart: bool) -> Outcome {
+    let ports = &context.ports;
+    if restart {
+        ports.postgres.set_state(State::Restarting);
+        let how = Stop { mode: StopMode::Fast, checkpoint: true, immediate_at: None };
+        if let Some(why) = stopped(ports, how).await {
+            ports.postgres.set_state(State::RestartFailed);
+            return Outcome::Failed(why);
+        }
+    }
+    ports.postgres.set_role(Role::Replica);
+    start(context, Start::AsStandby(upstream), start_deadline(context)).await
+}
+
+/// HA-101. The lock is mine, and the fence is armed by its renewal.
+async fn promote(context: &Context) -> Outcome {
+    let ports = &context.ports;
+    if let Err(error) = ports.postgres.pre_promote().await {
+        return Outcome::PromotionRefused(error.to_string());
+    }
+    // The script may have taken longer than the lease. (HA-162)
+    if context.lease.until(ports.clock.now()).is_none() && !broken(Breakage::PromoteWithoutLock) {
+        return Outcome::Failed("lost the lease before the promotion".into());
+    }
+    let by = Deadline(
+        ports.clock.now().plus(ports.configuration.settings().timing.loop_wait_ms().max(10_000)),
+    );
+    done(ports.postgres.promote(by).await)
+}
+
+/// Stops PostgreSQL; `None` when it is gone, else why it is not.
+async fn stopped(ports: &Ports, how: Stop) -> Option<String> {
+    let mut steps = ports.postgres.stop(how);
+    while let Some(step) = steps.next().await {
+        match step {
+            StopStep::SafePoint | StopStep::ShutDown { .. } => {}
+            StopStep::Stopped => return None,
+            StopStep::Failed(why) => return Some(why),
+        }
+    }
+    Some("the stop was given up".into())
+}
+
+async fn demote(context: &Context, how: Demotion) -> Outcome {
+    let ports = &context.ports;
+    match how {
+        Demotion::Graceful => {
+            let handed_over = stop_and_release(context, true, None).await;
+            ports.postgres.set_role(Role::Demoted);
+            match handed_over {
+                Ok(()) => Outcome::Done,
+                Err(why) => Outcome::Failed(why),
+            }
+        }
+        Demotion::Immediate => {
+            let failed = stopped(ports, immediate()).await;
+            ports.postgres.set_role(Role::Demoted);
+            match failed {
+                // The key stays: PostgreSQL may still be writable. It runs out. (INV-23)
+                Some(why) => Outcome::Failed(why),
+                None => released(context, None).await,
+            }
+        }
+        Demotion::LostLock => {
+            let failed = stopped(ports, immediate()).await;
+            ports.postgres.set_role(Role::Demoted);
+            failed.map_or(Outcome::Done, Outcome::Failed)
+        }
+        Demotion::Offline { until } => {
+            let reserve = Reserve::of(ports.configuration.settings().timing).immediate;
+            let immediate_at = Some(until.map_or(ports.clock.now(), |at| at.minus(reserve)));
+            let how = Stop { mode: StopMode::Fast, checkpoint: false, immediate_at };
+            let failed = stopped(ports, how).await;
+            context.lease.forget();
+            ports.postgres.set_role(Role::Demoted);
+            if let Some(why) = failed {
+                return Outcome::Failed(why);
+            }
+            // Read-only for as long as the store is away. (section 10, "offline")
+            ports.postgres.set_role(Role::Replica);
+            start(context, Start::AsStandby(None), start_deadline(context)).await
+        }
+    }
+}
+
+fn immediate() -> Stop {
+    Stop { mode: StopMode::Immediate, checkpoint: false, immediate_at: None }
+}
+
+async fn released(context: &Context, status: Option<&Status>) -> Outcome {
+    match context.lease.release(&context.ports, status, store_deadline(context)).await {
+        // Not mine any more is what was wanted.
+        Ok(()) | Err(DcsError::NotOwner { .. }) => Outcome::Done,
+        Err(error) => Outcome::Failed(format!("the leader key could not be given up: {error}")),
+    }
+}
+
+/// Stops fast and gives the key up as soon as nothing can be written here any more: at the shutdown
+/// checkpoint if somebody already has it, else when the postmaster is gone. (HA-105)
+pub async fn stop_and_release(
+    context: &Context,
+    checkpoint: bool,
+    immediate_at: Option<Millis>,
+) -> Result<(), String> {
+    let ports = &context.ports;
+    if broken(Breakage::ReleaseBeforeStopped) {
+        let _ = released(context, None).await;
+    }
+    let how = Stop { mode: StopMode::Fast, checkpoint, immediate_at };
+    let mut steps = ports.postgres.stop(how);
+    let mut announced: Option<Lsn> = None;
+    let mut gave_up_early = false;
+    while let Some(step) = steps.next().await {
+        match step {
+            StopStep::SafePoint => {}
+            StopStep::ShutDown { checkpoint, previous } => {
+                announced = Some(previous);
+                if crate::ha::manual::somebody_has(ports, &context.view, checkpoint).await {
+                    gave_up_early = true;
+                    ports.postgres.set_role(Role::Demoted);
+                    give_up(context, Some(previous)).await?;
+                }
+            }
+            StopStep::Stopped => {
+                if gave_up_early {
+                    return Ok(());
+                }
+                let at = match announced {
+                    Some(lsn) => Some(lsn),
+                    None => {
+                        let by = Deadline(ports.clock.now().plus(1_000));
+                        ports.postgres.control(by).await.map(|control| control.checkpoint)
+                    }
+                };
+                ports.postgres.set_role(Role::Demoted);
+                return give_up(context, at).await;
+            }
+            // Stop failed: the key stays until it runs out, and the guard stays armed. (HA-140)
+            StopStep::Failed(why) => return Err(why),
+        }
+    }
+    Err("the stop was given up".into())
+}
+
+async fn give_up(context: &Context, optime: Option<Lsn>) -> Result<(), String> {
+    let status = optime.map(|optime| Status { optime, ..context.view.status.clone() });
+    match released(context, status.as_ref()).await {
+        Outcome::Done => Ok(()),
+        Outcome::Failed(why) | Outcome::Fatal(why) | Outcome::PromotionRefused(why) => Err(why),
+    }
+}
+
+async fn rewind(context: &Context, source: &Upstream, stop_first: bool) -> Outcome {
+    let ports = &context.ports;
+    if stop_first {
+        let how = Stop { mode: StopMode::Fast, checkpoint: false, immediate_at: None };
+        if let Some(why) = stopped(ports, how).await {
+            return Outcome::Failed(why);
+        }
+    }
+    if let Err(error) = ports.postgres.rewind(source).await {
+        return Outcome::Failed(error.to_string());
+    }
+    ports.postgres.set_role(Role::Replica);
+    match start(context, Start::AsStandby(Some(source.clone())), start_deadline(context)).await {
+        // The rewind itself worked; the next turn sees a server that does not run and starts it.
+        Outcome::Failed(_) | Outcome::Done => Outcome::Done,
+        other @ (Outcome::PromotionRefused(_) | Outcome::Fatal(_)) => other,
+    }
+}

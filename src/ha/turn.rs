@@ -1,0 +1,469 @@
+//! One turn of the wheel: look, decide, act. (section 2 of docs/spec/ha-loop.md)
+//!
+//! The order of the steps is the order of the specification; each step either ends the turn with a
+//! status line or lets the next one look. A turn never waits for PostgreSQL's long work: it asks for
+//! a [`Task`].
+
+use crate::ha::breakage::{Breakage, broken};
+use crate::ha::lease::{Lease, Reserve, Verdict};
+use crate::ha::memory::{Memory, Rewind};
+use crate::ha::ports::{Observation, Ports, Reason, Upstream};
+use crate::ha::run::Exit;
+use crate::ha::settings::Settings;
+use crate::ha::task::Task;
+use crate::ha::{follower, leader, member, recovery, slots, start};
+use hathi_dcs::{ClusterView, DcsError, Deadline, Freshness, MemberName, Millis, State};
+use std::sync::Arc;
+
+/// The leader key, as the store and our own lease show it together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lock {
+    Free,
+    /// Mine, and confirmed for at least as long as a demotion takes.
+    Mine {
+        until: Millis,
+    },
+    Other {
+        holder: MemberName,
+    },
+    /// The store itself said that what I held is not mine any more.
+    Lost {
+        holder: Option<MemberName>,
+    },
+    /// The store does not answer. What I held, I hold until then.
+    Unseen {
+        until: Option<Millis>,
+    },
+}
+
+/// What a turn came to.
+#[derive(Debug)]
+pub struct Decided {
+    pub line: String,
+    pub start: Option<Task>,
+    pub exit: Option<Exit>,
+    /// Look again at this moment, earlier than `loop_wait` would.
+    pub again_at: Option<Millis>,
+}
+
+impl Decided {
+    pub fn line(line: impl Into<String>) -> Self {
+        Self { line: line.into(), start: None, exit: None, again_at: None }
+    }
+
+    pub fn task(line: impl Into<String>, task: Task) -> Self {
+        Self { start: Some(task), ..Self::line(line) }
+    }
+
+    pub fn exit(line: impl Into<String>) -> Self {
+        let line = line.into();
+        Self { exit: Some(Exit::Fatal(line.clone())), ..Self::line(line) }
+    }
+
+    pub fn again_at(mut self, at: Millis) -> Self {
+        self.again_at = Some(self.again_at.map_or(at, |other| other.min(at)));
+        self
+    }
+}
+
+/// Everything one turn works with.
+pub struct Turn<'a> {
+    pub ports: &'a Ports,
+    pub lease: &'a Arc<Lease>,
+    pub memory: &'a mut Memory,
+    pub settings: Arc<Settings>,
+    pub view: Arc<ClusterView>,
+    pub pg: Observation,
+    pub lock: Lock,
+    pub reasons: Vec<Reason>,
+}
+
+/// What the loop publishes and acts on.
+pub struct Turned {
+    pub decided: Decided,
+    pub pg: Observation,
+    pub view: Option<Arc<ClusterView>>,
+    pub reasons: Vec<Reason>,
+}
+
+/// How long one look at PostgreSQL may take; it runs beside the reading of the store.
+const OBSERVE_MS: u64 = 2_000;
+
+/// Lets one turn happen.
+pub async fn turn(ports: &Ports, lease: &Arc<Lease>, memory: &mut Memory, urgent: bool) -> Turned {
+    let settings = ports.configuration.settings();
+    let now = ports.clock.now();
+    let freshness = freshness(memory, urgent);
+    let mut read_by = Deadline(now.plus(settings.timing.retry_timeout_ms()));
+    if let Some(until) = lease.until(now) {
+        // The demotion must begin in time, whatever the store does. (HA-304)
+        let demote_at = until.minus(Reserve::of(settings.timing).demote).max(now.plus(500));
+        read_by = read_by.earlier(Deadline(demote_at));
+    }
+    let observe_by = Deadline(now.plus(OBSERVE_MS));
+    let (pg, loaded) = futures::future::join(
+        ports.postgres.observe(observe_by),
+        ports.dcs.load(freshness, read_by),
+    )
+    .await;
+    match loaded {
+        Ok(view) => seen(ports, lease, memory, pg, Arc::new(view)).await,
+        Err(error) => unseen(ports, lease, memory, pg, &error).await,
+    }
+}
+
+/// A copy fed by a watch is good enough while the cluster has a leader and nothing happened.
+fn freshness(memory: &Memory, urgent: bool) -> Freshness {
+    let quiet = memory.view.as_ref().is_some_and(|(view, _)| !view.is_unlocked());
+    if quiet && !urgent && !memory.want_latest { Freshness::Watched } else { Freshness::Latest }
+}
+
+async fn seen(
+    ports: &Ports,
+    lease: &Arc<Lease>,
+    memory: &mut Memory,
+    pg: Observation,
+    view: Arc<ClusterView>,
+) -> Turned {
+    memory.want_latest = false;
+    remember(ports, memory, &view);
+    let mut reasons = Vec::new();
+    apply_configuration(ports, memory, &view, &mut reasons).await;
+    let settings = ports.configuration.settings();
+    let mut turn = Turn { ports, lease, memory, settings, view, pg, lock: Lock::Free, reasons };
+    turn.lock = turn.look_at_lock().await;
+    let decided = turn.decide().await;
+    let decided = turn.finish(decided).await;
+    Turned { decided, pg: turn.pg, view: Some(turn.view), reasons: turn.reasons }
+}
+
+/// The store does not answer. (section 13)
+async fn unseen(
+    ports: &Ports,
+    lease: &Arc<Lease>,
+    memory: &mut Memory,
+    pg: Observation,
+    error: &DcsError,
+) -> Turned {
+    let view = memory.view.as_ref().map(|(view, _)| view.clone());
+    let settings = ports.configuration.settings();
+    let until = lease.until(ports.clock.now());
+    let mut turn = Turn {
+        ports,
+        lease,
+        memory,
+        settings,
+        view: view.clone().unwrap_or_default(),
+        pg,
+        lock: Lock::Unseen { until },
+        reasons: Vec::new(),
+    };
+    turn.because("HA-001", format!("the store could not be read: {error}"));
+    let decided = if turn.memory.task.is_some() {
+        turn.while_task_runs().await
+    } else {
+        leader::store_is_silent(&mut turn)
+    };
+    turn.memory.want_latest = true;
+    Turned { decided, pg: turn.pg, view, reasons: turn.reasons }
+}
+
+/// Notes the view for this race and the next. (HA-001, HA-318)
+fn remember(ports: &Ports, memory: &mut Memory, view: &Arc<ClusterView>) {
+    if view.leader.is_some() || memory.old_view.is_none() {
+        memory.old_view = Some(view.clone());
+    }
+    memory.view = Some((view.clone(), ports.clock.now()));
+}
+
+/// A changed `/config` is put in force before anything is decided. (HA-002, HA-019)
+async fn apply_configuration(
+    ports: &Ports,
+    memory: &mut Memory,
+    view: &ClusterView,
+    reasons: &mut Vec<Reason>,
+) {
+    let Some(config) = &view.config else { return };
+    if memory.config_seen == Some(config.version) || config.value.is_empty() {
+        return;
+    }
+    memory.config_seen = Some(config.version);
+    if config.value == ports.configuration.dynamic() {
+        return;
+    }
+    if let Err(why) = ports.configuration.apply(&config.value).await {
+        reasons
+            .push(Reason { rule: "CFG-038", why: format!("/config keeps its old values: {why}") });
+    }
+}
+
+impl Turn<'_> {
+    pub fn because(&mut self, rule: &'static str, why: impl Into<String>) {
+        self.reasons.push(Reason { rule, why: why.into() });
+    }
+
+    pub fn me(&self) -> &MemberName {
+        &self.settings.me
+    }
+
+    pub fn now(&self) -> Millis {
+        self.ports.clock.now()
+    }
+
+    /// For one operation on the store that this turn waits for; ends before a demotion must begin.
+    pub fn store_deadline(&self) -> Deadline {
+        let now = self.now();
+        let by = Deadline(now.plus(self.settings.timing.retry_timeout_ms()));
+        match self.lease.until(now) {
+            Some(until) => {
+                let at = until.minus(Reserve::of(self.settings.timing).demote);
+                by.earlier(Deadline(at.max(now.plus(500))))
+            }
+            None => by,
+        }
+    }
+
+    pub fn i_own_the_lock(&self) -> bool {
+        match &self.lock {
+            Lock::Mine { .. } => true,
+            Lock::Free | Lock::Other { .. } | Lock::Lost { .. } | Lock::Unseen { .. } => false,
+        }
+    }
+
+    /// What the store shows and what we believe, brought together; where they differ the store is
+    /// asked again before anything is believed. (HA-063, HA-305, DCS-305)
+    async fn look_at_lock(&mut self) -> Lock {
+        let holder = self.view.leader_name().cloned();
+        let mine = holder.as_ref() == Some(self.me());
+        let believed = self.lease.until(self.now());
+        if self.memory.giving_up {
+            return holder.filter(|_| !mine).map_or(Lock::Free, |holder| Lock::Other { holder });
+        }
+        match (mine, believed) {
+            (false, None) => holder.map_or(Lock::Free, |holder| Lock::Other { holder }),
+            (true, Some(until)) => match self.lease.verdict() {
+                Verdict::Unreachable { since } if self.demotion_is_due(until) => {
+                    let silent_for = self.now().since(since);
+                    self.because("HA-304", format!("no renewal for {silent_for} ms"));
+                    Lock::Unseen { until: Some(until) }
+                }
+                Verdict::Mine
+                | Verdict::Unreachable { .. }
+                | Verdict::NotOwner { .. }
+                | Verdict::None => Lock::Mine { until },
+            },
+            (true, None) | (false, Some(_)) => self.ask_for_lock(holder).await,
+        }
+    }
+
+    /// The store and our belief differ: one renewal settles it. It also brings back a key that
+    /// vanished under a healthy leader, if nobody took it. (HA-305)
+    async fn ask_for_lock(&mut self, shown: Option<MemberName>) -> Lock {
+        let before = self.lease.until(self.now());
+        let asked = self.lease.renew(self.ports, self.store_deadline()).await;
+        self.memory.want_latest = true;
+        match asked {
+            Ok(()) => {
+                self.because("HA-305", "the store shows another leader key, and confirms mine");
+                self.read_again().await;
+                self.confirmed()
+            }
+            Err(DcsError::NotOwner { holder }) => {
+                self.because("HA-063", "the store says that the key is not mine");
+                match (before, holder.or(shown)) {
+                    (Some(_), holder) => Lock::Lost { holder },
+                    (None, Some(holder)) => Lock::Other { holder },
+                    (None, None) => Lock::Free,
+                }
+            }
+            Err(error) => {
+                self.because("HA-001", format!("the key could not be asked for: {error}"));
+                if broken(Breakage::UnreachableIsLost) {
+                    return Lock::Lost { holder: None };
+                }
+                Lock::Unseen { until: self.lease.until(self.now()) }
+            }
+        }
+    }
+
+    /// The lock as the last confirmation left it.
+    pub fn confirmed(&self) -> Lock {
+        match self.lease.until(self.now()) {
+            Some(until) => Lock::Mine { until },
+            None => Lock::Unseen { until: None },
+        }
+    }
+
+    /// Is the lock mine as of now? For steps that cannot be taken back. An answer younger than
+    /// the time one renewal takes is not asked for twice.
+    pub async fn confirm_lock(&mut self) -> bool {
+        match self.lease.renew(self.ports, self.store_deadline()).await {
+            Ok(()) => {
+                self.lock = self.confirmed();
+                true
+            }
+            Err(DcsError::NotOwner { holder }) => {
+                self.because("HA-063", "the store says that the key is not mine");
+                self.lock = Lock::Lost { holder };
+                false
+            }
+            Err(error) => {
+                self.because("HA-064", format!("the key could not be renewed: {error}"));
+                self.lock = Lock::Unseen { until: self.lease.until(self.now()) };
+                false
+            }
+        }
+    }
+
+    pub async fn read_again(&mut self) -> bool {
+        match self.ports.dcs.load(Freshness::Latest, self.store_deadline()).await {
+            Ok(view) => {
+                self.view = Arc::new(view);
+                remember(self.ports, self.memory, &self.view);
+                true
+            }
+            Err(_) => {
+                self.memory.want_latest = true;
+                false
+            }
+        }
+    }
+
+    pub fn demotion_is_due(&self, until: Millis) -> bool {
+        !broken(Breakage::IgnoreLeaseDeadline)
+            && self.now() >= until.minus(Reserve::of(self.settings.timing).demote)
+    }
+
+    /// The steps of section 2, in their order.
+    async fn decide(&mut self) -> Decided {
+        if self.settings.pause {
+            return leader::paused(self).await;
+        }
+        if std::mem::take(&mut self.memory.was_paused) {
+            self.memory.rewind = Rewind::NotAsked; // HA-005
+        }
+        if self.memory.task.is_some() {
+            return self.while_task_runs().await; // HA-009
+        }
+        if let Lock::Unseen { .. } = self.lock {
+            return leader::store_is_silent(self);
+        }
+        self.seed_the_store().await; // HA-007, HA-008
+        if self.pg.alive
+            && starting(self.pg.state)
+            && let Some(decided) = start::starting(self).await
+        {
+            return decided; // HA-010
+        }
+        if self.memory.recovering
+            && let Some(decided) = recovery::judge_start(self).await
+        {
+            return decided; // HA-012
+        }
+        if let Some(decided) = start::empty_data_dir(self).await {
+            return decided; // HA-013
+        }
+        if let Some(decided) = start::identity(self).await {
+            return decided; // HA-014
+        }
+        if !self.pg.alive {
+            return recovery::not_running(self).await; // HA-015
+        }
+        let decided = match self.lock.clone() {
+            Lock::Mine { .. } => leader::with_lock(self).await,
+            Lock::Free => leader::without_leader(self).await,
+            Lock::Lost { holder } => leader::lost(self, holder),
+            Lock::Other { holder } => follower::follow(self, &holder).await,
+            Lock::Unseen { .. } => leader::store_is_silent(self),
+        };
+        self.memory.joined = true;
+        decided
+    }
+
+    /// HA-160 … HA-164.
+    pub async fn while_task_runs(&mut self) -> Decided {
+        let Some(task) = self.memory.task else { return Decided::line("no task") };
+        let line = Decided::line(format!("{} in progress", task.name));
+        leader::task_runs(self, task, line).await
+    }
+
+    /// A leader puts back what an operator wiped: the identifier, the configuration.
+    async fn seed_the_store(&mut self) {
+        if !self.i_own_the_lock() {
+            return;
+        }
+        if self.view.system_id().is_none()
+            && let Some(mine) = self.pg.system_id.clone()
+        {
+            self.because("HA-007", "initialize does not hold a system identifier");
+            let expect = match self.view.initialize {
+                None => hathi_dcs::Expect::Absent,
+                Some(_) => hathi_dcs::Expect::Anything,
+            };
+            // Repeated by the next turn.
+            let by = self.store_deadline();
+            let _ = self.ports.dcs.write_initialize(mine.as_str(), expect, by).await;
+        }
+        let absent = self.view.config.as_ref().is_none_or(|config| config.value.is_empty());
+        let dynamic = self.ports.configuration.dynamic();
+        if absent && !dynamic.is_empty() {
+            self.because("HA-008", "/config is absent or empty");
+            let by = self.store_deadline();
+            let _ = self.ports.dcs.write_config(&dynamic, hathi_dcs::Expect::Anything, by).await;
+            self.memory.want_latest = true;
+        }
+    }
+
+    /// Slots, then the member record. (HA-016, HA-018)
+    async fn finish(&mut self, decided: Decided) -> Decided {
+        if self.memory.task.is_none() && decided.start.is_none() && self.pg.alive {
+            self.keep_slots().await;
+        }
+        let with_positions =
+            self.memory.task.is_none_or(|task| matches!(task.kind, crate::ha::task::Kind::Promote));
+        let settings = self.settings.clone();
+        member::publish(self.ports, self.memory, &settings, &self.pg, with_positions).await;
+        decided
+    }
+
+    async fn keep_slots(&mut self) {
+        if self.pg.state != State::Running {
+            return;
+        }
+        let now = self.now();
+        let seen = &mut self.memory.slots_seen;
+        let plan = slots::plan(&self.settings, &self.view, &self.pg, seen, now);
+        if plan.is_done(&self.pg) {
+            return;
+        }
+        let by = Deadline(now.plus(1_000));
+        if let Err(error) = self.ports.postgres.set_slots(&plan.wanted, &plan.unwanted, by).await {
+            self.because("PG-261", format!("slots could not be brought up to date: {error}"));
+        }
+    }
+
+    /// Where a member's PostgreSQL is, if it said so.
+    pub fn upstream(&self, name: &MemberName) -> Option<Upstream> {
+        let conn_url = self.view.member(name)?.data.conn_url.clone()?;
+        Some(Upstream { name: name.clone(), conn_url })
+    }
+}
+
+fn starting(state: State) -> bool {
+    match state {
+        State::Starting | State::BootstrapStarting => true,
+        State::Initdb
+        | State::InitdbFailed
+        | State::CustomBootstrap
+        | State::CustomBootstrapFailed
+        | State::CreatingReplica
+        | State::Running
+        | State::StartFailed
+        | State::Restarting
+        | State::RestartFailed
+        | State::Stopping
+        | State::Stopped
+        | State::StopFailed
+        | State::Crashed => false,
+    }
+}
