@@ -126,7 +126,7 @@ impl Lease {
 
     /// Takes the key if nobody holds it. (HA-080)
     pub async fn acquire(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
-        let _one = self.one_at_a_time.lock().await;
+        let _one = self.alone(ports, by).await?;
         let sent = ports.clock.now();
         let outcome = ports.dcs.acquire_leader(by).await;
         self.learn(ports, sent, outcome)
@@ -134,7 +134,7 @@ impl Lease {
 
     /// Takes the key after bootstrap. (HA-031)
     pub async fn take(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
-        let _one = self.one_at_a_time.lock().await;
+        let _one = self.alone(ports, by).await?;
         let sent = ports.clock.now();
         let outcome = ports.dcs.take_leader(by).await;
         self.learn(ports, sent, outcome)
@@ -142,7 +142,7 @@ impl Lease {
 
     /// Asks the store now whether the key is mine, and prolongs it. (DCS-003)
     pub async fn renew(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
-        let _one = self.one_at_a_time.lock().await;
+        let _one = self.alone(ports, by).await?;
         let sent = ports.clock.now();
         let outcome = ports.dcs.renew_leader(by).await;
         self.learn(ports, sent, outcome)
@@ -156,12 +156,10 @@ impl Lease {
         status: Option<&Status>,
         by: Deadline,
     ) -> Result<(), DcsError> {
-        let _one = self.one_at_a_time.lock().await;
-        {
-            let mut belief = lock(&self.belief);
-            belief.until = None;
-            belief.verdict = Verdict::None;
-        }
+        self.forget();
+        let _one = self.alone(ports, by).await?;
+        // A renewal that was on its way may have ended in between.
+        self.forget();
         ports.dcs.release_leader(status, by).await
     }
 
@@ -170,6 +168,24 @@ impl Lease {
         let mut belief = lock(&self.belief);
         belief.until = None;
         belief.verdict = Verdict::None;
+    }
+
+    /// Waits until no other operation on the key is on its way; not longer than the answer is of
+    /// use.
+    async fn alone(
+        &self,
+        ports: &Ports,
+        by: Deadline,
+    ) -> Result<futures::lock::MutexGuard<'_, ()>, DcsError> {
+        let asked = ports.clock.now();
+        futures::select_biased! {
+            one = self.one_at_a_time.lock().fuse() => Ok(one),
+            () = ports.clock.sleep_until(by.0).fuse() => Err(DcsError::unreachable(
+                ports.dcs.kind(),
+                ports.clock.now().since(asked),
+                "another operation on the leader key has had no answer yet",
+            )),
+        }
     }
 
     fn learn(

@@ -3,7 +3,7 @@
 
 use crate::ha::lease::{Lease, Reserve};
 use crate::ha::memory::{AfterPromotion, Memory, Rewind, Running};
-use crate::ha::ports::{Ports, Reason, Seen};
+use crate::ha::ports::{Ports, Reason, Seen, Server};
 use crate::ha::shutdown;
 use crate::ha::task::{self, Context, Demotion, Kind, Outcome, Report, Task};
 use crate::ha::turn::{Decided, Turned, turn};
@@ -128,7 +128,7 @@ pub async fn run(
         }
         let now = ports.clock.now();
         lease.turn_done(now);
-        if !pg.is_primary && lease.until(now).is_none() {
+        if lease.until(now).is_none() && cannot_write(&pg.server) {
             ports.fence.stand_down();
         }
         next = next_turn(&ports, &lease, &decided, started);
@@ -137,6 +137,14 @@ pub async fn run(
         if let Some(exit) = decided.exit {
             return shutdown::after_fatal(&ports, &lease, &mut memory, exit).await;
         }
+    }
+}
+
+/// Seen not to be a primary; a server that does not answer may be one.
+fn cannot_write(server: &Server) -> bool {
+    match server {
+        Server::Down | Server::Standby(_) => true,
+        Server::Starting | Server::Primary { .. } | Server::Silent(_) => false,
     }
 }
 
