@@ -1,0 +1,61 @@
+//! The sections that choose a store. Plain data; no backend's types. (CFG-006)
+
+use super::{Address, Secret};
+use std::path::PathBuf;
+
+/// The store this configuration chose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DcsSection {
+    Raft(RaftSection),
+    Etcd3(Etcd3Section),
+}
+
+impl DcsSection {
+    /// The section's name in the YAML.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Raft(_) => "raft",
+            Self::Etcd3(_) => "etcd3",
+        }
+    }
+}
+
+/// `raft`: the embedded store. (CFG-340, CFG-341, DCS-191)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RaftSection {
+    /// Where the others reach this node; one of the cluster's identities.
+    pub self_addr: Address,
+    /// Where this node listens; `self_addr` unless given.
+    pub bind_addr: Address,
+    /// The other voters, without this node.
+    pub partner_addrs: Vec<Address>,
+    /// Log, vote and snapshots.
+    pub data_dir: PathBuf,
+    /// Shared by all nodes; proves that a peer belongs here.
+    pub password: Option<Secret>,
+}
+
+/// `etcd3`. (CFG-300 … CFG-307)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Etcd3Section {
+    pub servers: EtcdServers,
+    /// Only the servers given, no member list of the cluster. (CFG-304)
+    pub use_proxies: bool,
+    /// `https` instead of `http`. (CFG-305)
+    pub https: bool,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    pub cacert: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    /// `None` with a `cert`: the key is inside the certificate's file. (CFG-307)
+    pub key: Option<PathBuf>,
+}
+
+/// Where etcd is found. (CFG-300 … CFG-303)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EtcdServers {
+    /// From `host`, `hosts`, `url` or `proxy`; never empty.
+    Hosts(Vec<Address>),
+    /// From `srv` and `srv_suffix`.
+    Srv { domain: String, suffix: Option<String> },
+}
