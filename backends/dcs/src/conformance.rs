@@ -31,8 +31,10 @@ pub type Outcome = Result<(), Cannot>;
 pub enum Needs {
     /// Nothing bad: servers may be shared between tests as long as the cluster is a new one.
     Health,
-    /// Faults: servers of its own.
+    /// Faults of the servers: servers of its own.
     Faults,
+    /// Faults of the network: servers of its own, behind something that can hold and cut answers.
+    LostAnswers,
 }
 
 /// Which one of several store members a fault hits.
@@ -69,8 +71,9 @@ pub enum Fault {
     HoldAnswers,
     /// Ends `HoldAnswers`; answers still held may come or may be lost with their connection.
     ReleaseAnswers,
-    /// The connection that carries the next answer is cut before the answer; then all is well.
-    CutNextAnswer,
+    /// So many answers pass, then the connection that carries the next one is cut before it; then
+    /// all is well. An answer is whatever the store sends at once.
+    CutAnswer(u32),
     /// The history a watch could resume from is thrown away, and all connections are cut.
     Compact,
 }
@@ -260,6 +263,13 @@ impl Case {
         let quick = harness.quick();
         let timing = Timing { ttl: quick.ttl.max(15), loop_wait: 1, retry_timeout: 3 };
         Self { store: harness.fresh(Needs::Faults).await, timing }
+    }
+
+    /// The same with a network that can lose answers.
+    pub async fn lossy(harness: &dyn Harness) -> Self {
+        let quick = harness.quick();
+        let timing = Timing { ttl: quick.ttl.max(15), loop_wait: 1, retry_timeout: 3 };
+        Self { store: harness.fresh(Needs::LostAnswers).await, timing }
     }
 
     pub async fn member(&self, me: &str) -> Arc<dyn Dcs> {

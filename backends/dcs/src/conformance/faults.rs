@@ -67,7 +67,7 @@ fn unknown_or_done<T: std::fmt::Debug>(what: &str, answer: Result<T, DcsError>) 
 
 /// Proves DCS-024, DCS-025: applied, but nobody said so.
 pub async fn a_late_acquire_is_found_by_reading_again(harness: &dyn Harness) -> Outcome {
-    let case = Case::faulty(harness).await;
+    let case = Case::lossy(harness).await;
     let (a, b) = (case.member("a").await, case.member("b").await);
     latest(&*a).await;
     a.write_member(&crate::MemberData::default(), soon()).await.expect("a healthy store");
@@ -87,7 +87,7 @@ pub async fn a_late_acquire_is_found_by_reading_again(harness: &dyn Harness) -> 
 
 /// Proves DCS-024, DCS-025 for a compare-and-set.
 pub async fn a_late_compare_and_set_is_found_by_reading_again(harness: &dyn Harness) -> Outcome {
-    let case = Case::faulty(harness).await;
+    let case = Case::lossy(harness).await;
     let (a, b) = (case.member("a").await, case.member("b").await);
     let sync = |n| Sync { leader: Some("a".into()), quorum: n, voters: Vec::new() };
     let first = a.write_sync(&sync(1), Expect::Absent, soon()).await.expect("absent");
@@ -135,25 +135,26 @@ pub async fn a_write_while_paused_is_found_by_reading_again(harness: &dyn Harnes
 /// Proves DCS-T5, DCS-025, DCS-305, DCS-324: the connection dies between the write and its answer;
 /// within the same call the outcome is found out.
 pub async fn a_lost_answer_is_no_lost_lock(harness: &dyn Harness) -> Outcome {
-    let case = Case::faulty(harness).await;
+    let case = Case::lossy(harness).await;
     let (a, b) = (case.member("a").await, case.member("b").await);
     a.write_member(&crate::MemberData::default(), soon()).await.expect("a healthy store");
-    for round in 0..3_u64 {
-        case.store.inflict(Fault::CutNextAnswer).await?;
+    for round in 0..5_u64 {
+        let cut = || Fault::CutAnswer(u32::try_from(round).unwrap_or(0));
+        case.store.inflict(cut()).await?;
         a.acquire_leader(soon()).await.expect("my own success is not somebody else's");
         assert_eq!(holder(&*b).await.as_deref(), Some("a"));
-        case.store.inflict(Fault::CutNextAnswer).await?;
+        case.store.inflict(cut()).await?;
         a.renew_leader(soon()).await.expect("still mine");
         let sync = |n| Sync { leader: Some("a".into()), quorum: n, voters: Vec::new() };
         let expect = match latest(&*b).await.sync {
             None => Expect::Absent,
             Some(stored) => Expect::Version(stored.version),
         };
-        case.store.inflict(Fault::CutNextAnswer).await?;
+        case.store.inflict(cut()).await?;
         let version = a.write_sync(&sync(round), expect, soon()).await.expect("nobody else writes");
         let stored = latest(&*b).await.sync.expect("written");
         assert_eq!((stored.value, stored.version), (sync(round), version));
-        case.store.inflict(Fault::CutNextAnswer).await?;
+        case.store.inflict(cut()).await?;
         match a.release_leader(None, soon()).await {
             Ok(()) => {}
             other => unknown_or_done("release", other),

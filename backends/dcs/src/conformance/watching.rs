@@ -242,7 +242,7 @@ pub async fn a_watch_survives_restarts(harness: &dyn Harness) -> Outcome {
 
 /// Proves DCS-T9 (compaction): what a watch would resume from is gone.
 pub async fn a_watch_survives_compaction(harness: &dyn Harness) -> Outcome {
-    let case = Case::faulty(harness).await;
+    let case = Case::lossy(harness).await;
     let (a, b) = (case.member("a").await, case.member("b").await);
     let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;

@@ -1,0 +1,147 @@
+//! The cluster as a living watch shows it, so that an idle member costs the store no reads.
+//!
+//! It is only believed while the watch lives, and only once it has everything this process itself
+//! wrote; in every other case the store is asked. (DCS-084, [`hathi_dcs::Freshness::Watched`])
+
+use hathi_dcs::{ClusterView, Deadline, Version, ViewBuilder};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// One key as it stands in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub value: String,
+    /// The revision of its last write.
+    pub version: i64,
+    pub lease: i64,
+}
+
+#[derive(Default)]
+struct Inner {
+    alive: bool,
+    revision: i64,
+    /// By the part of the key after the cluster's prefix.
+    keys: BTreeMap<String, Entry>,
+}
+
+pub(crate) struct Copy {
+    inner: Mutex<Inner>,
+    /// Changes whenever `inner` does.
+    stirred: watch::Sender<()>,
+}
+
+/// How long my own write may take to come back through the watch before the store is asked.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+impl Copy {
+    pub fn new() -> Self {
+        Self { inner: Mutex::new(Inner::default()), stirred: watch::Sender::new(()) }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new reading; not believed before [`Copy::lives`].
+    pub fn replace(&self, revision: i64, keys: BTreeMap<String, Entry>) {
+        *self.inner() = Inner { alive: false, revision, keys };
+    }
+
+    /// The watch that began after the reading is there.
+    pub fn lives(&self) {
+        self.inner().alive = true;
+        self.stirred.send_modify(|()| {});
+    }
+
+    pub fn dies(&self) {
+        self.inner().alive = false;
+        self.stirred.send_modify(|()| {});
+    }
+
+    /// Takes over what the watch said; `None` is a deletion. Gives back what stood there before.
+    pub fn apply(&self, key: &str, entry: Option<Entry>) -> Option<Entry> {
+        let mut inner = self.inner();
+        match entry {
+            Some(entry) => inner.keys.insert(key.to_owned(), entry),
+            None => inner.keys.remove(key),
+        }
+    }
+
+    /// Everything up to this revision has been applied.
+    pub fn reached(&self, revision: i64) {
+        let mut inner = self.inner();
+        inner.revision = inner.revision.max(revision);
+        drop(inner);
+        self.stirred.send_modify(|()| {});
+    }
+
+    /// What stands under a key, if the copy may be believed and has revision `own`.
+    pub fn entry(&self, key: &str, own: i64) -> Option<Option<Entry>> {
+        let inner = self.inner();
+        (inner.alive && inner.revision >= own).then(|| inner.keys.get(key).cloned())
+    }
+
+    /// The view, if the copy may be believed and has revision `own`, or has it in a moment.
+    pub async fn view(&self, own: i64, by: Deadline) -> Option<ClusterView> {
+        let mut stirred = self.stirred.subscribe();
+        let wait = async {
+            loop {
+                {
+                    let inner = self.inner();
+                    if !inner.alive {
+                        return None;
+                    }
+                    if inner.revision >= own {
+                        return Some(view_of(&inner.keys));
+                    }
+                }
+                stirred.changed().await.ok()?;
+            }
+        };
+        timeout(by.left().min(PATIENCE), wait).await.ok().flatten()
+    }
+}
+
+pub(crate) fn view_of(keys: &BTreeMap<String, Entry>) -> ClusterView {
+    let mut builder = ViewBuilder::default();
+    for (key, entry) in keys {
+        builder.put(key, &entry.value, version(entry.version));
+    }
+    builder.build()
+}
+
+/// etcd counts revisions from 1; they are never negative.
+pub(crate) fn version(revision: i64) -> Version {
+    Version(u64::try_from(revision).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(value: &str, version: i64) -> Entry {
+        Entry { value: value.to_owned(), version, lease: 0 }
+    }
+
+    #[tokio::test]
+    async fn only_a_living_copy_that_has_my_writes_is_believed() {
+        let copy = Copy::new();
+        let by = Deadline::in_ms(1_000);
+        assert!(copy.view(0, by).await.is_none(), "nothing read yet");
+        copy.replace(5, [("leader".to_owned(), entry("a", 5))].into());
+        assert!(copy.view(0, by).await.is_none(), "no watch yet");
+        copy.lives();
+        let view = copy.view(5, by).await.expect("alive and recent");
+        assert_eq!(view.leader_name(), Some(&"a".into()));
+        assert!(copy.view(6, by).await.is_none(), "revision 6 never came");
+        assert!(copy.entry("leader", 6).is_none());
+        assert_eq!(copy.apply("leader", None), Some(entry("a", 5)));
+        copy.reached(6);
+        assert!(copy.view(6, by).await.expect("it came").is_unlocked());
+        copy.dies();
+        assert!(copy.view(6, by).await.is_none());
+    }
+}

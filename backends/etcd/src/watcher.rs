@@ -1,0 +1,237 @@
+//! The one watch of this process: feeds the copy and wakes the loop. (DCS-084, DCS-093, DCS-304)
+//!
+//! ```text
+//!  read all keys at revision r ── watch from r+1 ── created: the copy lives, Change::Everything
+//!        ▲                              │ event: copy, Change::…
+//!        └── error, cancelled, another endpoint in use, stale node ──┘   the copy dies
+//! ```
+//! After an interruption everything is read again: one request, and nothing to know about
+//! compacted history or a store that was restored.
+
+use crate::copy::Entry;
+use crate::endpoints::Endpoint;
+use crate::store::{Shared, text};
+use crate::trouble::{Trouble, by_status, classify, whole_text};
+use etcd_client::{
+    Client, Error, Event, EventType, GetOptions, ResponseHeader, WatchOptions, WatchResponse,
+};
+use futures::StreamExt;
+use hathi_dcs::{Change, Deadline};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::BroadcastStream;
+
+/// How many changes may wait for a slow reader before it gets `Everything` instead.
+const BACKLOG: usize = 64;
+
+/// How long the reading and the beginning of the watch may take.
+const SETUP_MS: u64 = 2_000;
+
+pub(crate) struct Watcher {
+    changes: broadcast::Sender<Change>,
+    task: tokio::task::AbortHandle,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Why a watch ended.
+enum End {
+    /// Calls use another endpoint now; follow them at once.
+    Moved,
+    Broken(String),
+}
+
+impl Watcher {
+    pub fn start(shared: Arc<Shared>) -> Arc<Self> {
+        let changes = broadcast::Sender::new(BACKLOG);
+        let task = tokio::spawn(run(shared, changes.clone())).abort_handle();
+        Arc::new(Self { changes, task })
+    }
+
+    pub fn changes(&self) -> impl futures::Stream<Item = Change> + Send + use<> {
+        // Lagging is the only error: the reader missed something.
+        BroadcastStream::new(self.changes.subscribe())
+            .map(|change| change.unwrap_or(Change::Everything))
+    }
+}
+
+async fn run(shared: Arc<Shared>, changes: broadcast::Sender<Change>) {
+    let shortest = Duration::from_millis(50);
+    let mut pause = shortest;
+    let mut moves = shared.endpoints.moves();
+    loop {
+        moves.mark_unchanged();
+        let mut served = false;
+        let end = watch_once(&shared, &changes, &mut moves, &mut served).await;
+        shared.copy.dies();
+        if served {
+            pause = shortest;
+        }
+        match end {
+            End::Moved => tracing::debug!("the watch follows to another etcd endpoint"),
+            End::Broken(why) if served => tracing::info!(%why, "the watch on etcd ended"),
+            End::Broken(why) => tracing::debug!(%why, "no watch on etcd yet"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// What a failed step of the watch means for the connection it used.
+async fn after(shared: &Shared, client: &Client, endpoint: &Arc<Endpoint>, trouble: Trouble) {
+    match trouble {
+        Trouble::Login => {
+            let limit = Duration::from_millis(SETUP_MS);
+            if !matches!(timeout(limit, client.refresh_token()).await, Ok(Ok(()))) {
+                shared.endpoints.give_up(endpoint);
+            }
+        }
+        Trouble::OtherEndpoint
+        | Trouble::Later
+        | Trouble::NoLogin
+        | Trouble::LeaseGone
+        | Trouble::Refused
+        | Trouble::Hopeless
+        | Trouble::Wrong => shared.endpoints.give_up(endpoint),
+    }
+}
+
+async fn watch_once(
+    shared: &Arc<Shared>,
+    changes: &broadcast::Sender<Change>,
+    moves: &mut watch::Receiver<u64>,
+    served: &mut bool,
+) -> End {
+    let by = Deadline::in_ms(SETUP_MS);
+    let (client, endpoint) = match shared.endpoints.stream_client(by).await {
+        Ok(both) => both,
+        Err(why) => return End::Broken(why),
+    };
+    let setup = async {
+        let everything = GetOptions::new().with_prefix();
+        let read = client.kv_client().get(shared.key(""), Some(everything)).await?;
+        let revision = read.header().map_or(0, ResponseHeader::revision);
+        let options = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
+        let stream = client.watch_client().watch(shared.key(""), Some(options)).await?;
+        Ok::<_, Error>((read, revision, stream))
+    };
+    let (read, revision, mut stream) = match timeout(by.left(), setup).await {
+        Ok(Ok(all)) => all,
+        Ok(Err(error)) => {
+            after(shared, &client, &endpoint, classify(&error)).await;
+            return End::Broken(whole_text(&error));
+        }
+        Err(_elapsed) => {
+            shared.endpoints.give_up(&endpoint);
+            return End::Broken(format!("{} did not answer", endpoint.url));
+        }
+    };
+    if shared.endpoints.is_stale(read.header()) {
+        shared.endpoints.give_up(&endpoint);
+        return End::Broken(format!("{} missed an election", endpoint.url));
+    }
+    if revision < shared.own_revision() {
+        // A majority read that does not know my own write: the store is not the one it was.
+        shared.reset_own_revision(revision);
+    }
+    shared.copy.replace(revision, shared.entries(&read));
+    loop {
+        let next = async {
+            match *served {
+                true => Ok(stream.message().await),
+                false => timeout(by.left(), stream.message()).await,
+            }
+        };
+        let message = tokio::select! {
+            biased;
+            _ = moves.changed() => return End::Moved,
+            message = next => message,
+        };
+        let message = match message {
+            Ok(Ok(Some(message))) => message,
+            Ok(Ok(None)) => {
+                shared.endpoints.give_up(&endpoint);
+                return End::Broken(format!("{} closed the watch", endpoint.url));
+            }
+            Ok(Err(error)) => {
+                after(shared, &client, &endpoint, classify(&error)).await;
+                return End::Broken(whole_text(&error));
+            }
+            Err(_elapsed) => {
+                shared.endpoints.give_up(&endpoint);
+                return End::Broken(format!("{} did not begin the watch", endpoint.url));
+            }
+        };
+        if message.canceled() {
+            let why = message.cancel_reason().to_owned();
+            // An expired token arrives here as a message; a compacted history needs only a new
+            // reading.
+            if message.compact_revision() == 0 {
+                const UNAVAILABLE: i32 = 14;
+                after(shared, &client, &endpoint, by_status(UNAVAILABLE, &why)).await;
+            }
+            return End::Broken(format!("{} cancelled the watch: {why}", endpoint.url));
+        }
+        if shared.endpoints.is_stale(message.header()) {
+            shared.endpoints.give_up(&endpoint);
+            return End::Broken(format!("{} missed an election", endpoint.url));
+        }
+        if message.created() && !*served {
+            *served = true;
+            shared.copy.lives();
+            // Nobody listening is no error.
+            let _ = changes.send(Change::Everything);
+        }
+        take_in(shared, changes, &message);
+    }
+}
+
+/// All events of a message, then its revision: whoever waits for it finds them all.
+fn take_in(shared: &Shared, changes: &broadcast::Sender<Change>, message: &WatchResponse) {
+    let mut woken = Vec::with_capacity(message.events().len());
+    for event in message.events() {
+        woken.extend(take_in_one(shared, event));
+    }
+    if let (Some(header), false) = (message.header(), message.events().is_empty()) {
+        shared.copy.reached(header.revision());
+    }
+    for change in woken {
+        let _ = changes.send(change);
+    }
+}
+
+fn take_in_one(shared: &Shared, event: &Event) -> Option<Change> {
+    let kv = event.kv()?;
+    let key = text(kv.key());
+    let name = key.strip_prefix(&shared.prefix)?;
+    let entry = match event.event_type() {
+        EventType::Put => {
+            Some(Entry { value: text(kv.value()), version: kv.mod_revision(), lease: kv.lease() })
+        }
+        EventType::Delete => None,
+    };
+    let value = entry.as_ref().map(|entry| entry.value.clone());
+    let before = shared.copy.apply(name, entry).map(|entry| entry.value);
+    match name {
+        "initialize" => Some(Change::Initialize),
+        "config" => Some(Change::Config),
+        // The same owner on a new lease is a renewal.
+        "leader" => (before != value).then_some(Change::Leader),
+        "status" | "optime/leader" => Some(Change::Status),
+        "sync" => Some(Change::Sync),
+        "failover" => Some(Change::Failover),
+        "history" => Some(Change::History),
+        "failsafe" => Some(Change::Failsafe),
+        other => {
+            let member = other.strip_prefix("members/")?;
+            let direct = !member.is_empty() && !member.contains('/');
+            direct.then(|| Change::Member(member.into()))
+        }
+    }
+}
