@@ -1,0 +1,159 @@
+//! Timeline history: our own files, our own end, and those of a possible rewind source.
+//! (PG-144, PG-145, PG-314)
+
+use crate::ha::ports::{
+    ControlState, LocalEnd, PgError, Server, SourceHistory, TimelineEnd, Upstream,
+};
+use crate::postgres::conninfo::Address;
+use crate::postgres::room::{LocalPostgres, on_disk};
+use crate::postgres::session::{Session, SqlError, Target};
+use crate::postgres::waldump::end_of_last_record;
+use chrono::{DateTime, Local};
+use hathi_dcs::{Deadline, Lsn, Timeline};
+
+const WHAT: &str = "asking for the history";
+
+/// The lines of a history file; comments and what is not understood are left out.
+pub fn parse(text: &str) -> Vec<TimelineEnd> {
+    let line = |line: &str| {
+        let mut fields = line.trim_start().splitn(3, '\t');
+        let timeline = fields.next()?.trim().parse().ok()?;
+        let switch_lsn = Lsn::parse(fields.next()?)?;
+        let reason = fields.next().unwrap_or_default().trim_end().to_owned();
+        Some(TimelineEnd { timeline: Timeline(timeline), switch_lsn, reason, at: None })
+    };
+    text.lines().filter(|text| !text.trim_start().starts_with('#')).filter_map(line).collect()
+}
+
+fn file_name(timeline: Timeline) -> String {
+    format!("{:08X}.history", timeline.0)
+}
+
+/// ISO 8601 in the local zone; no fraction if it is zero. (PG-314)
+fn iso(at: DateTime<Local>) -> String {
+    at.format("%Y-%m-%dT%H:%M:%S%.6f%:z").to_string().replace(".000000", "")
+}
+
+impl LocalPostgres {
+    pub(super) async fn history_file(
+        &self,
+        timeline: Timeline,
+        by: Deadline,
+    ) -> Option<Vec<TimelineEnd>> {
+        if timeline.0 < 2 {
+            return Some(Vec::new());
+        }
+        let path = self.settings().data_dir.join("pg_wal").join(file_name(timeline));
+        let read = on_disk(move || -> std::io::Result<_> {
+            let written = std::fs::metadata(&path)?.modified()?;
+            Ok((std::fs::read_to_string(&path)?, written))
+        });
+        let (text, written) = tokio::time::timeout(by.left(), read).await.ok()??.ok()?;
+        let mut ends = parse(&text);
+        if let Some(last) = ends.last_mut() {
+            last.at = Some(iso(DateTime::<Local>::from(written)));
+        }
+        Some(ends)
+    }
+
+    pub(super) async fn end_of_local_log(&self, by: Deadline) -> Option<LocalEnd> {
+        if self.postmaster().is_some()
+            && let Ok(row) = self.monitor(by).await
+        {
+            return match row.server {
+                Server::Standby(standby) => Some(LocalEnd {
+                    timeline: standby.timeline,
+                    lsn: standby.replayed.unwrap_or_default(),
+                    was_primary: false,
+                    checkpoint_end: None,
+                }),
+                _ => None,
+            };
+        }
+        let control = self.control_data(by).await?;
+        match control.state {
+            ControlState::ShutDownInRecovery | ControlState::InArchiveRecovery
+                if control.min_recovery_end > Lsn(0) && control.min_recovery_timeline.0 > 0 =>
+            {
+                Some(LocalEnd {
+                    timeline: control.min_recovery_timeline,
+                    lsn: control.min_recovery_end,
+                    was_primary: false,
+                    checkpoint_end: None,
+                })
+            }
+            ControlState::ShutDown
+            | ControlState::ShutDownInRecovery
+            | ControlState::InArchiveRecovery => {
+                let (timeline, lsn) = (control.checkpoint_timeline, control.checkpoint);
+                let end = end_of_last_record(&self.settings(), timeline, lsn, by).await;
+                Some(LocalEnd { timeline, lsn, was_primary: true, checkpoint_end: end })
+            }
+            ControlState::StartingUp
+            | ControlState::ShuttingDown
+            | ControlState::InCrashRecovery
+            | ControlState::InProduction
+            | ControlState::Unknown => None,
+        }
+    }
+
+    /// PG-145: the users for rewinding may read what the replication protocol would tell.
+    pub(super) async fn ask_source(
+        &self,
+        source: &Upstream,
+        by: Deadline,
+    ) -> Result<SourceHistory, PgError> {
+        let address = Address::from_url(&source.conn_url)
+            .ok_or_else(|| Self::failed(WHAT, format!("{} has no usable address", source.name)))?;
+        let settings = self.settings();
+        let mut last = SqlError::Other("no host".into());
+        for target in Target::remote(&address, settings.rewind_login(), 2000) {
+            match ask(&target, by).await {
+                Ok(answer) => return Ok(answer),
+                Err(why) => last = why,
+            }
+        }
+        Err(Self::failed(WHAT, format!("{}: {last}", source.name)))
+    }
+}
+
+async fn ask(target: &Target, by: Deadline) -> Result<SourceHistory, SqlError> {
+    let session = Session::open(target, by).await?;
+    let sql = "SELECT pg_is_in_recovery() AS in_recovery, CASE WHEN pg_is_in_recovery() THEN NULL \
+               ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END AS wal_file";
+    let row = session.row(sql, by).await?;
+    let text = |name: &str| row.try_get(name).ok().flatten();
+    let in_recovery = text("in_recovery") != Some("f");
+    let hex = text("wal_file").and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    let timeline = Timeline(hex.unwrap_or_default());
+    if in_recovery || timeline.0 < 2 {
+        return Ok(SourceHistory { in_recovery, timeline, ends: Vec::new() });
+    }
+    let sql = format!(
+        "SELECT encode(pg_read_binary_file('pg_wal/{}'), 'escape') AS content",
+        file_name(timeline)
+    );
+    let row = session.row(&sql, by).await?;
+    let content = row.try_get("content").ok().flatten().unwrap_or_default();
+    Ok(SourceHistory { in_recovery, timeline, ends: parse(content) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Proves PG-145, PG-314 (history files).
+    #[test]
+    fn history_files_are_read() {
+        let text =
+            "1\t0/4078FC8\tno recovery target specified\n\n# note\n2\t1/5000000\tx\ty\nbad\n";
+        let ends = parse(text);
+        assert_eq!(ends.len(), 2);
+        assert_eq!(ends[0].timeline, Timeline(1));
+        assert_eq!(ends[0].switch_lsn, Lsn(0x0407_8FC8));
+        assert_eq!(ends[0].reason, "no recovery target specified");
+        assert_eq!((ends[1].timeline, ends[1].reason.as_str()), (Timeline(2), "x\ty"));
+        assert_eq!(file_name(Timeline(26)), "0000001A.history");
+        assert!(parse("").is_empty());
+    }
+}

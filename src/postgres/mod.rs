@@ -1,0 +1,42 @@
+//! The PostgreSQL room: one local server, looked at and acted on.
+//!
+//! ```text
+//!  ha (decides) ──► Postgres port ──► here ──► postmaster, its files, its SQL, its tools
+//!                                      │
+//!       hooks: on_postmaster (the guard), on_exit (a turn at once)
+//! ```
+//! Here lives everything that knows PostgreSQL's files, programs and queries. What never enters:
+//! the store, other members but as the source of a copy, and any decision about who leads.
+
+mod apply;
+mod bootstrap;
+mod callbacks;
+mod child;
+mod clone;
+mod configuration;
+mod conninfo;
+pub mod control;
+mod follow;
+mod history;
+mod monitor;
+mod observe;
+mod pending;
+mod pgfiles;
+mod port;
+pub mod process;
+mod promote;
+mod rewind;
+mod room;
+mod session;
+pub mod settings;
+mod single_user;
+mod slots;
+mod spawn;
+mod start;
+mod stop;
+mod users;
+mod waldump;
+
+pub use process::ProcessId;
+pub use room::{Hooks, LocalPostgres};
+pub use settings::Settings;

@@ -1,0 +1,145 @@
+//! The one query of a turn, and what its row says. (PG-300 … PG-313)
+
+use crate::ha::ports::{Server, ServerDetails, Slot, Standby};
+use hathi_dcs::{Lsn, Timeline};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use tokio_postgres::SimpleQueryRow;
+
+/// Everything about the running server in one row; no privileges beyond the superuser's, one round
+/// trip, bounded work. Works on 13 … 18.
+pub const QUERY: &str = "\
+SELECT pg_is_in_recovery() AS in_recovery,
+ CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END AS wal_file,
+ CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_flush_lsn() END AS flushed,
+ pg_last_wal_receive_lsn() AS received, pg_last_wal_replay_lsn() AS replayed,
+ CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END AS paused,
+ to_char(pg_last_xact_replay_timestamp(), 'YYYY-MM-DD HH24:MI:SS.USTZH:TZM') AS replayed_at,
+ to_char(pg_postmaster_start_time(), 'YYYY-MM-DD HH24:MI:SS.USTZH:TZM') AS started_at,
+ r.status AS receiver_status, r.written_lsn AS written, r.latest_end_lsn AS latest_end,
+ CASE WHEN r.latest_end_lsn IS NULL THEN NULL ELSE r.received_tli END AS received_tli,
+ c.timeline_id AS control_timeline,
+ current_setting('restore_command', true) AS restore_command,
+ current_setting('primary_conninfo', true) AS primary_conninfo,
+ current_setting('primary_slot_name', true) AS primary_slot_name,
+ current_setting('server_version_num') AS version,
+ current_setting('archive_mode') AS archive_mode,
+ (SELECT json_agg(json_build_object('name', slot_name, 'active', active, 'restart_lsn', restart_lsn::text))
+    FROM pg_get_replication_slots() WHERE slot_type = 'physical' AND NOT temporary) AS slots,
+ (SELECT json_agg(json_build_object('usename', usename, 'application_name', application_name,
+    'client_addr', client_addr, 'state', state, 'sync_state', sync_state, 'sync_priority', sync_priority))
+    FROM pg_stat_replication) AS replication,
+ (SELECT json_object_agg(name, current_setting(name)) FROM pg_settings WHERE pending_restart) AS pending
+FROM pg_control_checkpoint() c LEFT JOIN pg_stat_get_wal_receiver() r ON true";
+
+/// What the row said.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    pub server: Server,
+    pub details: ServerDetails,
+    pub slots: Vec<Slot>,
+    /// Names of parameters that wait for a restart, with their values in force.
+    pub pending: BTreeMap<String, String>,
+    pub primary_conninfo: String,
+    pub primary_slot_name: String,
+    pub restore_command: String,
+    pub archive_mode: String,
+}
+
+/// `None` if the row is not what [`QUERY`] gives.
+pub fn parse(row: &SimpleQueryRow) -> Option<Row> {
+    let text = |name: &str| row.try_get(name).ok().flatten();
+    let owned = |name: &str| text(name).unwrap_or_default().to_owned();
+    let lsn = |name: &str| text(name).and_then(Lsn::parse);
+    let json = |name: &str| text(name).and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let restore_command = owned("restore_command");
+    let server = match text("in_recovery")? {
+        "f" => Server::Primary {
+            timeline: Timeline(u32::from_str_radix(text("wal_file")?, 16).ok()?),
+            lsn: lsn("flushed")?,
+        },
+        _ => {
+            let streaming = text("receiver_status") == Some("streaming");
+            let number = |name: &str| text(name).and_then(|text| text.parse().ok());
+            let timeline = number("received_tli").or_else(|| number("control_timeline"));
+            Server::Standby(Standby {
+                timeline: Timeline(timeline.unwrap_or_default()),
+                received: lsn("received").max(lsn("written")).filter(|lsn| *lsn > Lsn(0)),
+                replayed: lsn("replayed").filter(|lsn| *lsn > Lsn(0)),
+                streaming,
+                from_archive: !streaming && !restore_command.is_empty(),
+                replay_paused: text("paused") == Some("t"),
+            })
+        }
+    };
+    let replication = match json("replication") {
+        Some(Value::Array(rows)) => rows,
+        _ => Vec::new(),
+    };
+    let details = ServerDetails {
+        postmaster_start_time: trim_fraction(text("started_at")?),
+        server_version: text("version")?.parse().ok()?,
+        replayed_timestamp: text("replayed_at").map(trim_fraction),
+        latest_end_lsn: lsn("latest_end").filter(|lsn| *lsn > Lsn(0)),
+        replication,
+    };
+    let slots = match json("slots") {
+        Some(Value::Array(rows)) => rows.iter().filter_map(slot).collect(),
+        _ => Vec::new(),
+    };
+    let pending = match json("pending") {
+        Some(Value::Object(map)) => pairs(map),
+        _ => BTreeMap::new(),
+    };
+    Some(Row {
+        server,
+        details,
+        slots,
+        pending,
+        primary_conninfo: owned("primary_conninfo"),
+        primary_slot_name: owned("primary_slot_name"),
+        restore_command,
+        archive_mode: owned("archive_mode"),
+    })
+}
+
+fn slot(value: &Value) -> Option<Slot> {
+    Some(Slot {
+        name: value.get("name")?.as_str()?.to_owned(),
+        active: value.get("active")?.as_bool()?,
+        restart_lsn: value.get("restart_lsn").and_then(Value::as_str).and_then(Lsn::parse),
+    })
+}
+
+fn pairs(map: Map<String, Value>) -> BTreeMap<String, String> {
+    let text = |value: Value| value.as_str().unwrap_or_default().to_owned();
+    map.into_iter().map(|(name, value)| (name, text(value))).collect()
+}
+
+/// Timestamps as the REST API shows them: no fraction if it is zero. (REST-005)
+fn trim_fraction(text: &str) -> String {
+    text.replace(".000000", "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Proves REST-005 (the fraction).
+    #[test]
+    fn a_zero_fraction_is_left_out() {
+        let full = "2026-11-23 20:35:41.444611+00:00";
+        assert_eq!(trim_fraction(full), full);
+        assert_eq!(trim_fraction("2026-11-23 20:35:41.000000+05:30"), "2026-11-23 20:35:41+05:30");
+    }
+
+    #[test]
+    fn slots_without_a_position_are_kept() {
+        let json = serde_json::json!({"name": "beta", "active": false, "restart_lsn": null});
+        assert_eq!(
+            slot(&json),
+            Some(Slot { name: "beta".into(), active: false, restart_lsn: None })
+        );
+        assert_eq!(slot(&Value::Null), None);
+    }
+}

@@ -1,0 +1,408 @@
+//! One look at the server. (PG-004 … PG-016, PG-300 … PG-312, PG-450)
+
+use crate::ha::ports::{ControlData, DataDir, Observation, Server};
+use crate::postgres::child::Run;
+use crate::postgres::control::{self, Control, ControlError};
+use crate::postgres::monitor::{self, Row};
+use crate::postgres::process;
+use crate::postgres::room::{Disk, LocalPostgres, lock, on_disk};
+use crate::postgres::session::{Session, SqlError, Target};
+use crate::postgres::settings::Settings;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use hathi_dcs::{Deadline, Role, State};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A look that several wait for.
+pub(super) type SharedLook = Shared<BoxFuture<'static, Option<Observation>>>;
+
+impl LocalPostgres {
+    pub(super) async fn look(&self, by: Deadline) -> Observation {
+        let settings = self.settings();
+        let disk = self.look_at_disk(&settings, by).await;
+        let held = match self.postmaster() {
+            Some(held) => Some(held),
+            None => disk.postmaster.and_then(|id| self.join(id)),
+        };
+        let server = match &held {
+            None => Server::Down,
+            Some(postmaster) if postmaster.is_frozen() => {
+                Server::Silent("the postmaster is stopped by a signal".into())
+            }
+            Some(_) => match self.monitor(by).await {
+                Ok(row) => {
+                    self.answered(&row).await;
+                    self.explain_pending(&settings, &row, by).await;
+                    row.server
+                }
+                Err(SqlError::Rejecting(_) | SqlError::NoResponse(_))
+                    if self.postmaster().is_none() =>
+                {
+                    Server::Down
+                }
+                Err(SqlError::Rejecting(_)) => {
+                    if !self.is_busy() && self.state() == State::Running {
+                        self.enter(State::Starting); // PG-311
+                    }
+                    Server::Starting
+                }
+                Err(SqlError::NoResponse(why)) => match self.state() {
+                    State::Starting | State::BootstrapStarting | State::Restarting => {
+                        Server::Starting
+                    }
+                    _ => Server::Silent(why),
+                },
+                Err(
+                    why
+                    @ (SqlError::TimedOut { .. } | SqlError::Server { .. } | SqlError::Other(_)),
+                ) => {
+                    if self.postmaster().is_none() {
+                        Server::Down
+                    } else {
+                        Server::Silent(why.to_string())
+                    }
+                }
+            },
+        };
+        let alive = server != Server::Down;
+        if !alive && !self.is_busy() {
+            self.note_death();
+        }
+        self.describe(&settings, &disk, server, alive)
+    }
+
+    /// What a server that was not stopped by us looks like when it is gone.
+    fn note_death(&self) {
+        match self.state() {
+            State::Running => self.enter(State::Crashed),
+            State::Starting | State::BootstrapStarting => self.enter(State::StartFailed),
+            State::Initdb
+            | State::InitdbFailed
+            | State::CustomBootstrap
+            | State::CustomBootstrapFailed
+            | State::CreatingReplica
+            | State::StartFailed
+            | State::Restarting
+            | State::RestartFailed
+            | State::Stopping
+            | State::Stopped
+            | State::StopFailed
+            | State::Crashed => {}
+        }
+    }
+
+    fn describe(
+        &self,
+        settings: &Settings,
+        disk: &Disk,
+        server: Server,
+        alive: bool,
+    ) -> Observation {
+        let tracked = self.tracked();
+        let facts = self.facts();
+        let is_primary = match &server {
+            Server::Primary { .. } => true,
+            Server::Standby(_) | Server::Down => false,
+            Server::Starting | Server::Silent(_) => {
+                matches!(tracked.role, Role::Primary | Role::Promoted)
+            }
+        };
+        let answered = matches!(server, Server::Primary { .. } | Server::Standby(_));
+        let row = facts.row.filter(|_| answered);
+        let (details, slots) = match row {
+            Some(row) => (Some(row.details), row.slots),
+            None => (None, Vec::new()),
+        };
+        let bootstrapping = self.bootstrapping.load(Ordering::Acquire);
+        let control = disk.control.as_ref();
+        let creating = bootstrapping || tracked.state == State::CreatingReplica;
+        Observation {
+            data_dir: disk.data_dir.clone(),
+            alive,
+            state: tracked.state,
+            state_since: tracked.since,
+            role: tracked.role,
+            server,
+            system_id: control.and_then(|c| c.system_id.clone()).filter(|_| !creating),
+            slots,
+            pending_restart: if alive { facts.pending } else { BTreeMap::new() },
+            details,
+            can_rewind: settings.use_pg_rewind
+                && settings.has_binary("pg_rewind")
+                && control.is_some_and(|c| c.wal_log_hints || c.data_checksums),
+            is_primary,
+        }
+    }
+
+    /// Asks the monitoring query, over the one long connection; a broken connection is replaced
+    /// once.
+    pub(super) async fn monitor(&self, by: Deadline) -> Result<Row, SqlError> {
+        let late = |_| SqlError::TimedOut { waited_ms: 0 };
+        let mut held = tokio::time::timeout(by.left(), self.session.lock()).await.map_err(late)?;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let is_old = held.as_ref().is_some_and(|session| !session.is_closed());
+            if !is_old {
+                *held = None;
+                let target = Target::local(&self.settings(), 2000);
+                *held = Some(Session::open(&target, by).await?);
+            }
+            let answer = match held.as_ref() {
+                Some(session) => session.row(monitor::QUERY, by).await,
+                None => Err(SqlError::Other("not connected".into())),
+            };
+            match answer {
+                Ok(row) => {
+                    return monitor::parse(&row)
+                        .ok_or_else(|| SqlError::Other("the row could not be read".into()));
+                }
+                Err(why) => {
+                    // Keeps nothing whose state is not known.
+                    *held = None;
+                    let again = is_old && attempts < 2 && !matches!(why, SqlError::TimedOut { .. });
+                    if !again {
+                        return Err(why);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The server answered: what follows from that for state and role. (PG-014, PG-030)
+    pub(super) async fn answered(&self, row: &Row) {
+        let is_primary = matches!(row.server, Server::Primary { .. });
+        self.with_facts(|facts| {
+            facts.row = Some(row.clone());
+            facts.is_primary = Some(is_primary);
+        });
+        if self.is_busy() {
+            return;
+        }
+        let joining = self.joining.swap(false, Ordering::AcqRel);
+        if joining {
+            let role = match (is_primary, self.role()) {
+                (true, Role::Promoted) => Role::Promoted,
+                (true, _) => Role::Primary,
+                (false, Role::StandbyLeader) => Role::StandbyLeader,
+                (false, _) => Role::Replica,
+            };
+            self.become_role(role);
+        }
+        match self.state() {
+            State::Running | State::Stopping | State::Restarting => {}
+            State::Initdb
+            | State::InitdbFailed
+            | State::CustomBootstrap
+            | State::CustomBootstrapFailed
+            | State::CreatingReplica
+            | State::Starting
+            | State::BootstrapStarting
+            | State::StartFailed
+            | State::RestartFailed
+            | State::Stopped
+            | State::StopFailed
+            | State::Crashed => self.became_running().await,
+        }
+        if joining {
+            let room = self.clone();
+            tokio::spawn(async move {
+                if let Err(why) = room.apply_configuration().await {
+                    tracing::error!(target: "hathi::postgres", "joining the running server: {why}");
+                }
+            });
+        }
+    }
+
+    /// A postmaster that we did not start. (PG-014)
+    fn join(&self, id: process::ProcessId) -> Option<process::Postmaster> {
+        let postmaster = self.hold(id)?;
+        if !self.is_busy() {
+            tracing::info!(target: "hathi::postgres", pid = id.pid, "joining a running PostgreSQL");
+            self.joining.store(true, Ordering::Release);
+            self.callbacks.expect_start();
+            if self.state() != State::Restarting {
+                self.enter(State::Starting);
+            }
+        }
+        Some(postmaster)
+    }
+
+    /// Reads what lies on the disk; what does not answer by `by` is as it was last time.
+    pub(super) async fn look_at_disk(&self, settings: &Settings, by: Deadline) -> Disk {
+        let unknown = || {
+            let silent = "the data directory did not answer in time".to_owned();
+            self.last_disk().unwrap_or(Disk {
+                data_dir: DataDir::Inaccessible(silent),
+                control: None,
+                major: 0,
+                has_standby_signal: false,
+                has_backup_label: false,
+                postmaster: None,
+            })
+        };
+        while self.disk_busy.swap(true, Ordering::AcqRel) {
+            // Somebody looks at this moment; what he finds will do.
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            if !self.disk_busy.load(Ordering::Acquire)
+                && let Some(disk) = self.last_disk()
+            {
+                return disk;
+            }
+            if by.left().is_zero() {
+                return unknown();
+            }
+        }
+        let data_dir = settings.data_dir.clone();
+        let room = self.clone();
+        let work = on_disk(move || {
+            let disk = read_disk(&data_dir);
+            room.remember_disk(&disk.0);
+            room.disk_busy.store(false, Ordering::Release);
+            disk
+        });
+        let Ok(Some((mut disk, error))) = tokio::time::timeout(by.left(), work).await else {
+            return unknown();
+        };
+        if let Some(why) = error
+            && disk.data_dir == DataDir::Present
+            && self.state() != State::CreatingReplica
+            && disk.major > 0
+        {
+            disk.control = self.ask_pg_controldata(settings, by, &why).await;
+            self.remember_disk(&disk);
+        }
+        disk
+    }
+
+    /// The fall-back of PG-467.
+    async fn ask_pg_controldata(
+        &self,
+        settings: &Settings,
+        by: Deadline,
+        why: &ControlError,
+    ) -> Option<Control> {
+        tracing::debug!(target: "hathi::postgres", "{why}; asking pg_controldata");
+        let mut command = tokio::process::Command::new(settings.binary("pg_controldata"));
+        command.arg(&settings.data_dir).env("LANG", "C").env("LC_ALL", "C");
+        let ended = Run::new("pg_controldata").by(by).quiet().success(command).await.ok()?;
+        control::parse_tool_output(&ended.stdout).ok()
+    }
+
+    pub(super) async fn control_data(&self, by: Deadline) -> Option<ControlData> {
+        let settings = self.settings();
+        let data_dir = settings.data_dir.clone();
+        let read = on_disk(move || read_disk(&data_dir));
+        let (disk, error) = tokio::time::timeout(by.left(), read).await.ok().flatten()?;
+        let control = match (disk.control, error) {
+            (Some(control), _) => control,
+            (None, Some(why)) => self.ask_pg_controldata(&settings, by, &why).await?,
+            (None, None) => return None,
+        };
+        Some(ControlData {
+            state: control.state,
+            system_id: control.system_id,
+            checkpoint: control.checkpoint,
+            checkpoint_timeline: control.checkpoint_timeline,
+            min_recovery_end: control.min_recovery_end,
+            min_recovery_timeline: control.min_recovery_timeline,
+            has_standby_signal: disk.has_standby_signal,
+            has_backup_label: disk.has_backup_label,
+        })
+    }
+
+    /// A look as of now for GET /patroni; all who ask at the moment share one. `None`: nothing new
+    /// by `by`. (REST-080, REST-346)
+    pub async fn fresh(&self, by: Deadline) -> Option<Observation> {
+        let shared = {
+            let mut running = lock(&self.fresh);
+            match running.as_ref().filter(|shared| shared.peek().is_none()) {
+                Some(shared) => shared.clone(),
+                None => {
+                    let room = self.clone();
+                    // It outlives its first caller, so it keeps its own limit.
+                    let limit = by.earlier(Deadline::in_ms(2000));
+                    let look = async move { Some(room.look(limit).await) };
+                    let shared = look.boxed().shared();
+                    *running = Some(shared.clone());
+                    shared
+                }
+            }
+        };
+        tokio::time::timeout(by.left(), shared).await.ok().flatten()
+    }
+}
+
+/// What the directory holds, and why the control file could not be read natively.
+fn read_disk(data_dir: &Path) -> (Disk, Option<ControlError>) {
+    let state = data_dir_state(data_dir);
+    let present = state == DataDir::Present;
+    let (control, error) = match control::read(data_dir) {
+        Ok(control) => (Some(control), None),
+        Err(why) => (None, Some(why).filter(|_| present)),
+    };
+    let disk = Disk {
+        data_dir: state,
+        control,
+        major: major_version(data_dir),
+        has_standby_signal: ["standby.signal", "recovery.signal"]
+            .iter()
+            .any(|name| data_dir.join(name).exists()),
+        has_backup_label: data_dir.join("backup_label").exists(),
+        postmaster: process::find(data_dir),
+    };
+    (disk, error)
+}
+
+/// PG-005; 0 if unknown.
+pub(super) fn major_version(data_dir: &Path) -> u32 {
+    let text = std::fs::read_to_string(data_dir.join("PG_VERSION")).unwrap_or_default();
+    text.trim().parse().unwrap_or_default()
+}
+
+/// PG-004.
+fn data_dir_state(data_dir: &Path) -> DataDir {
+    match data_dir.join("global/pg_control").try_exists() {
+        Ok(true) => return DataDir::Present,
+        Ok(false) => {}
+        Err(why) => return DataDir::Inaccessible(format!("{}: {why}", data_dir.display())),
+    }
+    match std::fs::read_dir(data_dir) {
+        Ok(entries) => {
+            let counts = |name: &str| !name.starts_with('.') && name != "lost+found";
+            let mut names = entries.flatten().map(|entry| entry.file_name());
+            if names.any(|name| counts(&name.to_string_lossy())) {
+                DataDir::Present
+            } else {
+                DataDir::Empty
+            }
+        }
+        Err(why) if why.kind() == std::io::ErrorKind::NotFound => DataDir::Empty,
+        Err(why) => DataDir::Inaccessible(format!("{}: {why}", data_dir.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Proves PG-004.
+    #[test]
+    fn what_counts_as_an_empty_data_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        assert_eq!(data_dir_state(&data), DataDir::Empty);
+        std::fs::create_dir(&data).unwrap();
+        std::fs::create_dir(data.join("lost+found")).unwrap();
+        std::fs::write(data.join(".hidden"), "").unwrap();
+        assert_eq!(data_dir_state(&data), DataDir::Empty);
+        std::fs::write(data.join("something"), "").unwrap();
+        assert_eq!(data_dir_state(&data), DataDir::Present);
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(matches!(data_dir_state(&file), DataDir::Inaccessible(_)));
+    }
+}
