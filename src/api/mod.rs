@@ -2,9 +2,90 @@
 //!
 //! GETs are answered from the published [`Snapshot`]; whatever changes something becomes an
 //! [`Order`] to the agent. Never in here: PostgreSQL, the store, a decision.
+//!
+//! ```text
+//!   agent ── watch<Snapshot> ──► shelf (rendered once per change) ──► readable routes ──► client
+//!   agent ◄── mpsc<Order>, oneshot back ── changing routes, behind access and body checks ◄── client
+//! ```
 
+mod access;
+mod answer;
+mod asked;
+mod cluster;
+mod configuration;
+mod connections;
+mod control;
+mod document;
+mod failsafe;
+mod health;
+mod history;
+pub mod listen;
+pub mod merge;
+mod metrics;
+mod moment;
 pub mod order;
+mod prepared;
+mod probes;
+mod pyjson;
+mod serve;
+pub mod settings;
+mod size;
 pub mod snapshot;
+mod status;
+mod tally;
+mod tls;
+mod write;
 
+#[cfg(test)]
+mod tests;
+
+pub use listen::ListenError;
 pub use order::{ConfigOutcome, Order};
+pub use serve::{ApiError, Server, serve};
+pub use settings::{Credentials, RestConfig, ServerTokens, VerifyClient};
 pub use snapshot::{Snapshot, Synchronous};
+
+use access::Access;
+use prepared::Shelf;
+use std::sync::Arc;
+use std::time::Duration;
+use tally::Tally;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+
+/// What every route has at hand.
+#[derive(Clone, Debug)]
+struct Context {
+    shelf: Arc<Shelf>,
+    access: Arc<Access>,
+    tally: Arc<Tally>,
+    /// For a body to arrive.
+    request_timeout: Duration,
+}
+
+/// The tree at one glance. The health checks come first: they are what is asked most, and whatever
+/// is readable and has no route of its own is one of them.
+fn routes(context: &Context) -> BoxedFilter<(Response,)> {
+    health::routes(context)
+        .or(probes::routes(context))
+        .unify()
+        .or(status::routes(context))
+        .unify()
+        .or(cluster::routes(context))
+        .unify()
+        .or(history::routes(context))
+        .unify()
+        .or(configuration::routes(context))
+        .unify()
+        .or(failsafe::routes(context))
+        .unify()
+        .or(metrics::routes(context))
+        .unify()
+        .or(control::routes(context))
+        .unify()
+        // Whatever else: before any access check. (REST-006)
+        .or(warp::method().map(|method: http::Method| answer::unsupported(&method)))
+        .unify()
+        .boxed()
+}

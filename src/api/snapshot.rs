@@ -6,7 +6,7 @@
 
 use crate::ha::ports::{Observation, Seen};
 use crate::ha::settings::Settings;
-use hathi_dcs::{ClusterView, Lsn, MemberName, Millis, Timing};
+use hathi_dcs::{ClusterView, Failsafe, Lsn, MemberName, Millis, Timing, boottime};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -45,12 +45,16 @@ pub struct Snapshot {
 
     /// The last view and when the store answered it; `None` since a read failed.
     pub view: Option<(Arc<ClusterView>, Millis)>,
+    /// The `/failsafe` record of the last successful read; it outlives the view. (REST-250)
+    pub failsafe: Option<Failsafe>,
     /// Seconds since the epoch, wall clock, of the last successful read of the store; 0 before the
     /// first. (REST-093)
     pub dcs_last_seen: i64,
 
-    /// The last look at PostgreSQL, and when it was taken.
+    /// The last look at PostgreSQL.
     pub postgres: Observation,
+    /// When that look was taken, or changed by something noticed since (a postmaster's exit): a look
+    /// the API asked for before this moment is not shown any more.
     pub observed_at: Millis,
     /// Until when this node believes that it leads; a value in the past counts as none.
     pub leader_until: Option<Millis>,
@@ -70,7 +74,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The snapshot before the first turn: nothing seen, `postgres` as the agent knows it. The store
-    /// counts as never seen, so every leader check answers 503.
+    /// counts as never seen, so every leader check answers 503; the first turn is due now.
     pub fn new(me: MemberName, scope: impl Into<String>, postgres: Observation) -> Self {
         Self {
             me,
@@ -86,12 +90,13 @@ impl Snapshot {
             failover_priority: 1,
             dynamic: Arc::new(Map::new()),
             view: None,
+            failsafe: None,
             dcs_last_seen: 0,
             postgres,
             observed_at: Millis(0),
             leader_until: None,
             demoting: false,
-            next_turn: Millis(0),
+            next_turn: boottime(),
             task: None,
             failsafe_until: None,
             watchdog_failed: false,
@@ -128,6 +133,9 @@ impl Snapshot {
 
     /// Takes over what a turn saw. `observed_at`: when it looked at PostgreSQL.
     pub fn set_seen(&mut self, seen: &Seen, observed_at: Millis) {
+        if let Some((view, _)) = &seen.view {
+            self.failsafe = view.failsafe.clone();
+        }
         self.view = seen.view.clone();
         self.postgres = seen.postgres.clone();
         self.observed_at = observed_at;

@@ -1,0 +1,192 @@
+//! What is rendered once per change, so that an answer costs a look-up: the status document's bytes
+//! and the words the checks judge by. (REST-452)
+
+use crate::api::cluster;
+use crate::api::document::{self, Told};
+use crate::api::order::Order;
+use crate::api::pyjson;
+use crate::api::snapshot::Snapshot;
+use crate::ha::ports::Observation;
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use hathi_dcs::{Millis, boottime};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// How long `GET /patroni` waits for a fresh look at PostgreSQL.
+const FRESH_WITHIN: Duration = Duration::from_millis(500);
+/// Positions shown while somebody asks are not older than this. (REST-452)
+const STALE_AFTER_MS: u64 = 1000;
+
+/// One snapshot, as it reads during one span of time in which no deadline passes.
+#[derive(Debug)]
+pub struct Prepared {
+    pub snapshot: Arc<Snapshot>,
+    pub told: Told,
+    /// The status document.
+    pub document: Bytes,
+    /// `/cluster`, made when first asked for; `None` inside: no valid view.
+    cluster: OnceLock<Option<Bytes>>,
+    key: Key,
+}
+
+/// What the rendering depends on, besides the snapshot's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    looked_at: Millis,
+    view_is_valid: bool,
+    failsafe: bool,
+}
+
+impl Prepared {
+    pub fn of(snapshot: Arc<Snapshot>, now: Millis) -> Self {
+        let key = Key::of(&snapshot, now);
+        let told = Told::of(&snapshot, now);
+        let document = Bytes::from(pyjson::text(&document::render(&snapshot, &told, now)));
+        Self { snapshot, told, document, cluster: OnceLock::new(), key }
+    }
+
+    /// The answer of `/cluster`; `None` while the cluster is not known.
+    pub fn cluster(&self) -> Option<Bytes> {
+        self.cluster
+            .get_or_init(|| {
+                let view = self.key.view_is_valid.then_some(self.snapshot.view.as_ref()).flatten();
+                view.map(|(view, _)| {
+                    Bytes::from(pyjson::text(&cluster::render(&self.snapshot, view)))
+                })
+            })
+            .clone()
+    }
+}
+
+impl Key {
+    fn of(effective: &Snapshot, now: Millis) -> Self {
+        Self {
+            looked_at: effective.observed_at,
+            view_is_valid: effective.valid_view(now).is_some(),
+            failsafe: effective.failsafe_active(now),
+        }
+    }
+}
+
+/// The prepared answers of this node, shared by all routes.
+#[derive(Debug)]
+pub struct Shelf {
+    published: watch::Receiver<Arc<Snapshot>>,
+    orders: mpsc::Sender<Order>,
+    /// The published snapshot and what was made of it.
+    cached: Mutex<Option<(Arc<Snapshot>, Arc<Prepared>)>>,
+    /// A look at PostgreSQL newer than the published one, and when it was asked for.
+    looked: Mutex<Option<(Observation, Millis)>>,
+    /// The look under way, shared by everyone who wants one now.
+    looking: Mutex<Option<Shared<BoxFuture<'static, ()>>>>,
+    /// When the last look was asked for.
+    asked_at: Mutex<Millis>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shelf {
+    pub fn new(
+        published: watch::Receiver<Arc<Snapshot>>,
+        orders: mpsc::Sender<Order>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            published,
+            orders,
+            cached: Mutex::new(None),
+            looked: Mutex::new(None),
+            looking: Mutex::new(None),
+            asked_at: Mutex::new(Millis(0)),
+        })
+    }
+
+    pub fn orders(&self) -> &mpsc::Sender<Order> {
+        &self.orders
+    }
+
+    /// The answers as of `now`: whatever the agent published before this call is in them.
+    pub fn at(&self, now: Millis) -> Arc<Prepared> {
+        let published = self.published.borrow().clone();
+        let mut cached = lock(&self.cached);
+        if let Some((of, prepared)) = &*cached
+            && Arc::ptr_eq(of, &published)
+            && prepared.key == Key::of(&prepared.snapshot, now)
+            && !self.has_newer_look(prepared.snapshot.observed_at)
+        {
+            return prepared.clone();
+        }
+        let effective = self.with_look(&published);
+        let prepared = Arc::new(Prepared::of(effective, now));
+        *cached = Some((published, prepared.clone()));
+        prepared
+    }
+
+    fn has_newer_look(&self, than: Millis) -> bool {
+        lock(&self.looked).as_ref().is_some_and(|(_, at)| *at > than)
+    }
+
+    fn with_look(&self, published: &Arc<Snapshot>) -> Arc<Snapshot> {
+        match &*lock(&self.looked) {
+            Some((observation, at)) if *at > published.observed_at => {
+                let mut snapshot = Snapshot::clone(published);
+                snapshot.postgres = observation.clone();
+                snapshot.observed_at = *at;
+                Arc::new(snapshot)
+            }
+            Some(_) | None => published.clone(),
+        }
+    }
+
+    /// Has a look taken in the background when the last one is old: the caller does not wait, the
+    /// next one sees it. (REST-452)
+    pub fn keep_fresh(self: &Arc<Self>, prepared: &Prepared, now: Millis) {
+        if now.since(prepared.snapshot.observed_at) > STALE_AFTER_MS
+            && now.since(*lock(&self.asked_at)) > STALE_AFTER_MS
+        {
+            drop(self.look(now));
+        }
+    }
+
+    /// The answers after a fresh look at PostgreSQL; after the deadline, what is known then.
+    pub async fn fresh(self: &Arc<Self>) -> Arc<Prepared> {
+        let looking = self.look(boottime());
+        looking.await;
+        self.at(boottime())
+    }
+
+    fn look(self: &Arc<Self>, now: Millis) -> Shared<BoxFuture<'static, ()>> {
+        let mut looking = lock(&self.looking);
+        if let Some(under_way) = &*looking
+            && under_way.peek().is_none()
+        {
+            return under_way.clone();
+        }
+        *lock(&self.asked_at) = now;
+        let shelf = Arc::clone(self);
+        // A task of its own: the first asker may hang up, the others still get their answer.
+        let task = tokio::spawn(async move { shelf.ask_for_look(now).await });
+        let shared = async move {
+            let _ = task.await;
+        }
+        .boxed()
+        .shared();
+        *looking = Some(shared.clone());
+        shared
+    }
+
+    async fn ask_for_look(&self, now: Millis) {
+        let (reply, answer) = oneshot::channel();
+        let ask = async {
+            self.orders.send(Order::FreshStatus { reply }).await.ok()?;
+            answer.await.ok()
+        };
+        if let Ok(Some(observation)) = tokio::time::timeout(FRESH_WITHIN, ask).await {
+            *lock(&self.looked) = Some((observation, now));
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! https: the certificate, and who must show one. (REST-293 … REST-311)
+//!
+//! No ALPN: a client that offers only `http/1.0` would be refused at the handshake.
+
+use crate::api::settings::{RestConfig, VerifyClient};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Why https cannot be offered; never a reason to fall back to plain http.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("restapi.{key}: {}: {why}", file.display())]
+    File { key: &'static str, file: PathBuf, why: String },
+    #[error("restapi.verify_client needs restapi.cafile")]
+    NoCa,
+    #[error("restapi.keyfile: {}: the key is encrypted, which is not supported; give an unencrypted key with mode 0600", file.display())]
+    Encrypted { file: PathBuf },
+    #[error("restapi.certfile: certificate and key do not work together: {0}")]
+    Mismatch(rustls::Error),
+}
+
+/// `None` without `certfile`: plain http.
+pub fn load(config: &RestConfig) -> Result<Option<Arc<ServerConfig>>, TlsError> {
+    let Some(certfile) = &config.certfile else { return Ok(None) };
+    let chain = certificates("certfile", certfile)?;
+    let keyfile = config.keyfile.as_ref().unwrap_or(certfile);
+    let key = key(keyfile)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Mismatch)?;
+    let builder = match config.verify_client {
+        VerifyClient::None => builder.with_no_client_auth(),
+        VerifyClient::Optional | VerifyClient::Required => {
+            let cafile = config.cafile.as_ref().ok_or(TlsError::NoCa)?;
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates("cafile", cafile)? {
+                roots.add(certificate).map_err(|why| file_error("cafile", cafile, why))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = if config.verify_client == VerifyClient::Optional {
+                verifier.allow_unauthenticated()
+            } else {
+                verifier
+            };
+            let verifier = verifier.build().map_err(|why| file_error("cafile", cafile, why))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let tls = builder.with_single_cert(chain, key).map_err(TlsError::Mismatch)?;
+    Ok(Some(Arc::new(tls)))
+}
+
+/// When the files last changed: another value is a reason to load them again. (REST-453)
+pub fn changed_at(config: &RestConfig) -> Vec<Option<SystemTime>> {
+    [&config.certfile, &config.keyfile, &config.cafile]
+        .into_iter()
+        .flatten()
+        .map(|file| std::fs::metadata(file).and_then(|data| data.modified()).ok())
+        .collect()
+}
+
+fn file_error(key: &'static str, file: &Path, why: impl ToString) -> TlsError {
+    TlsError::File { key, file: file.to_owned(), why: why.to_string() }
+}
+
+fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Vec<_> = CertificateDer::pem_file_iter(file)
+        .map_err(|why| file_error(key, file, why))?
+        .collect::<Result<_, _>>()
+        .map_err(|why| file_error(key, file, why))?;
+    if found.is_empty() {
+        return Err(file_error(key, file, "there is no certificate in it"));
+    }
+    Ok(found)
+}
+
+fn key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(file).map_err(|why| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        if text.contains("ENCRYPTED") {
+            TlsError::Encrypted { file: file.to_owned() }
+        } else {
+            file_error("keyfile", file, why)
+        }
+    })
+}
