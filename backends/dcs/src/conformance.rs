@@ -180,6 +180,7 @@ tests! {
     faults::a_late_compare_and_set_is_found_by_reading_again,
     faults::a_write_while_paused_is_found_by_reading_again,
     faults::a_lost_answer_is_no_lost_lock,
+    faults::a_lost_answer_is_no_second_bootstrap,
 }
 
 /// How a run of the suite ended, for those that ran to their end.

@@ -1,10 +1,11 @@
 //! Real etcd members on loopback.
 
+use crate::certs::Certs;
 use crate::ports::free_ports;
 use crate::process::{Process, tail};
+use crate::proxy::Proxy;
 use crate::{osuser, rest, wait};
 use rustix::process::Signal;
-use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -30,34 +31,67 @@ pub fn cache_dir() -> PathBuf {
     PathBuf::from(std::env::var("HATHI_CACHE").unwrap_or_else(|_| "/var/cache/hathi".to_owned()))
 }
 
+/// How to start an etcd.
+#[derive(Clone, Copy, Debug)]
+pub struct EtcdOptions {
+    pub version: EtcdVersion,
+    pub members: usize,
+    /// https only, and every client must show a certificate.
+    pub tls: bool,
+    /// Clients reach each member through a proxy that can lose answers, and are told so.
+    pub proxied: bool,
+    /// Seconds until a token that is not used is forgotten.
+    pub token_ttl: Option<u32>,
+    /// The size at which the store refuses to grow.
+    pub quota_bytes: Option<u64>,
+}
+
+impl EtcdOptions {
+    pub fn new(version: EtcdVersion, members: usize) -> Self {
+        Self { version, members, tls: false, proxied: false, token_ttl: None, quota_bytes: None }
+    }
+}
+
 struct Member {
     name: String,
     dir: PathBuf,
     client: u16,
     peer: u16,
+    /// Health and metrics, always plain http, never proxied.
+    metrics: u16,
+    proxy: Option<Proxy>,
     process: Option<Process>,
 }
 
 /// An etcd cluster of its own, ended and removed when dropped.
 pub struct Etcd {
-    version: EtcdVersion,
+    options: EtcdOptions,
     members: Vec<Member>,
+    pub certs: Option<Certs>,
     dir: tempfile::TempDir,
 }
 
 impl Etcd {
-    /// Starts `count` members and waits until they serve.
+    /// Starts `count` plain members and waits until they serve.
     pub async fn start(version: EtcdVersion, count: usize) -> Self {
+        Self::start_with(EtcdOptions::new(version, count)).await
+    }
+
+    /// Starts the members and waits until they serve.
+    pub async fn start_with(options: EtcdOptions) -> Self {
         let dir = osuser::server_dir("hathi-etcd-");
-        let members = (0..count)
+        let certs = options.tls.then(|| Certs::make(dir.path()));
+        let members = (0..options.members)
             .map(|i| {
-                let ports = free_ports(2);
+                let ports = free_ports(3);
                 let name = format!("m{i}");
-                let at = dir.path().join(&name);
-                Member { name, dir: at, client: ports[0], peer: ports[1], process: None }
+                let proxy = options.proxied.then(|| Proxy::start(ports[0]));
+                let dir = dir.path().join(&name);
+                let (client, peer, metrics) = (ports[0], ports[1], ports[2]);
+                Member { name, dir, client, peer, metrics, proxy, process: None }
             })
             .collect();
-        let mut etcd = Self { version, members, dir };
+        let mut etcd = Self { options, members, certs, dir };
         etcd.start_all();
         etcd.ready().await;
         etcd
@@ -70,13 +104,30 @@ impl Etcd {
         all.join(",")
     }
 
+    /// What clients connect to: the proxies if there are some.
+    pub fn urls(&self) -> Vec<String> {
+        self.members
+            .iter()
+            .map(|m| self.url(m.proxy.as_ref().map_or(m.client, |p| p.port)))
+            .collect()
+    }
+
+    fn url(&self, port: u16) -> String {
+        let scheme = if self.options.tls { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{port}")
+    }
+
     pub fn client_ports(&self) -> Vec<u16> {
         self.members.iter().map(|m| m.client).collect()
     }
 
+    pub fn proxies(&self) -> impl Iterator<Item = &Proxy> {
+        self.members.iter().filter_map(|m| m.proxy.as_ref())
+    }
+
     /// Starts every member that does not run, on its old data.
     pub fn start_all(&mut self) {
-        let binary = self.version.binary();
+        let binary = self.options.version.binary();
         assert!(binary.exists(), "{} is not there: run scripts/setup", binary.display());
         let initial: Vec<String> = self
             .members
@@ -84,35 +135,46 @@ impl Etcd {
             .map(|m| format!("{}=http://127.0.0.1:{}", m.name, m.peer))
             .collect();
         let initial = initial.join(",");
-        for m in &mut self.members {
-            if m.process.is_some() {
+        for (i, advertised) in self.urls().into_iter().enumerate() {
+            if self.members[i].process.is_some() {
                 continue;
             }
-            let client = format!("http://127.0.0.1:{}", m.client);
+            let m = &self.members[i];
+            let client = self.url(m.client);
             let peer = format!("http://127.0.0.1:{}", m.peer);
+            let metrics = format!("http://127.0.0.1:{}", m.metrics);
             let mut command = Command::new(&binary);
             command.env_clear().args(["--name", &m.name, "--data-dir"]).arg(&m.dir);
-            command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+            command.args(["--listen-client-urls", &client, "--advertise-client-urls", &advertised]);
             command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
             command.args(["--initial-cluster", &initial, "--initial-cluster-state", "new"]);
             command.args(["--initial-cluster-token", "hathi-test"]);
+            command.args(["--listen-metrics-urls", &metrics]);
             command.args(["--heartbeat-interval", "100", "--election-timeout", "1000"]);
-            if self.version == EtcdVersion::V35 {
+            if self.options.version == EtcdVersion::V35 {
                 command.arg("--unsafe-no-fsync");
             }
+            if let Some(certs) = &self.certs {
+                command.arg("--cert-file").arg(&certs.cert).arg("--key-file").arg(&certs.key);
+                command.arg("--trusted-ca-file").arg(&certs.ca).arg("--client-cert-auth");
+            }
+            if let Some(seconds) = self.options.token_ttl {
+                command.args(["--auth-token-ttl", &seconds.to_string()]);
+            }
+            if let Some(bytes) = self.options.quota_bytes {
+                command.args(["--quota-backend-bytes", &bytes.to_string()]);
+            }
             let log = self.dir.path().join(format!("{}.log", m.name));
-            m.process = Some(Process::start(command, &log));
+            self.members[i].process = Some(Process::start(command, &log));
         }
     }
 
-    /// Waits until a linearizable read is answered.
+    /// Waits until every member that runs answers a linearizable read.
     pub async fn ready(&self) {
-        let body = json!({"key": "aGVsbG8="});
-        for m in &self.members {
+        for m in self.members.iter().filter(|m| m.process.is_some()) {
             let serves = wait::until("etcd serves", Duration::from_secs(30), || async {
                 let soon = Duration::from_secs(2);
-                let path = "/v3/kv/range";
-                let got = rest::request("POST", m.client, path, Some(&body), soon).await?;
+                let got = rest::request("GET", m.metrics, "/health", None, soon).await?;
                 if got.status == 200 { Ok(()) } else { Err(got.body) }
             });
             if let Err(e) = serves.await {
@@ -121,9 +183,33 @@ impl Etcd {
         }
     }
 
+    /// Which member leads, if one says so.
+    pub async fn leader(&self) -> Option<usize> {
+        for (i, m) in self.members.iter().enumerate().filter(|(_, m)| m.process.is_some()) {
+            let soon = Duration::from_secs(2);
+            let said = rest::request("GET", m.metrics, "/metrics", None, soon).await;
+            if said.is_ok_and(|s| s.body.lines().any(|l| l == "etcd_server_is_leader 1")) {
+                return Some(i);
+            }
+        }
+        None
+    }
+
+    pub fn pause_member(&self, which: usize) {
+        if let Some(process) = &self.members[which].process {
+            process.pause();
+        }
+    }
+
+    pub fn resume_member(&self, which: usize) {
+        if let Some(process) = &self.members[which].process {
+            process.signal(Signal::CONT);
+        }
+    }
+
     /// SIGSTOP: every member is there and silent.
     pub fn pause(&self) {
-        self.each(Signal::STOP);
+        self.members.iter().filter_map(|m| m.process.as_ref()).for_each(Process::pause);
     }
 
     pub fn resume(&self) {
@@ -154,8 +240,8 @@ impl Etcd {
     /// A member does not answer.
     pub async fn calls(&self) -> Result<u64, String> {
         let mut sum = 0.0;
-        for port in self.client_ports() {
-            let text = rest::get(port, "/metrics").await?.body;
+        for m in &self.members {
+            let text = rest::get(m.metrics, "/metrics").await?.body;
             sum += text
                 .lines()
                 .filter(|l| l.starts_with("grpc_server_started_total"))

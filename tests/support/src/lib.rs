@@ -5,12 +5,14 @@
 //!
 //! Whatever is started here is ended here, also when a test panics: by pid, never by name.
 
+pub mod certs;
 pub mod check;
 pub mod cluster;
 pub mod etcd;
 pub mod osuser;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod rest;
 pub mod sql;
 pub mod wait;
@@ -18,5 +20,5 @@ pub mod writers;
 pub mod yaml;
 
 pub use cluster::{Agent, Cluster, ClusterOptions, Node, Store};
-pub use etcd::{Etcd, EtcdVersion};
+pub use etcd::{Etcd, EtcdOptions, EtcdVersion};
 pub use writers::Writers;

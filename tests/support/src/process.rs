@@ -39,6 +39,22 @@ impl Process {
         signal_pid(self.child.id(), signal);
     }
 
+    /// SIGSTOP, and waits until every thread stands still.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.pid());
+        let stands = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // A thread that has ended meanwhile stands still, too.
+            stat.rsplit(") ").next().is_none_or(|rest| !rest.starts_with(['R', 'S', 'D']))
+        };
+        let started = Instant::now();
+        while !std::fs::read_dir(&tasks).is_ok_and(|all| all.flatten().all(stands)) {
+            assert!(started.elapsed() < Duration::from_secs(5), "{tasks} does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Waits for the end, by polling, so that it can be called from async code's blocking pool or
     /// from a destructor alike. `None`: still running after `within`.
     pub fn ended(&mut self, within: Duration) -> Option<ExitStatus> {

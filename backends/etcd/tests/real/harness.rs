@@ -1,0 +1,210 @@
+//! Real etcd as the suite wants it.
+
+use async_trait::async_trait;
+use etcd_client::Client;
+use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store, Target};
+use hathi_dcs::{Dcs, MemberName, Scope, Timing};
+use hathi_etcd::{Etcd as Backend, EtcdConfig};
+use hathi_test_support::{Etcd, EtcdOptions, EtcdVersion};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::sync::{Mutex, OnceCell};
+
+/// Once per test binary; the library leaves this to the program.
+pub fn install_tls() {
+    // The second one is told that there is a first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+pub fn config(etcd: &Etcd) -> EtcdConfig {
+    EtcdConfig { endpoints: etcd.urls(), ..EtcdConfig::default() }
+}
+
+pub fn backend(config: EtcdConfig, me: &str, timing: Timing) -> Arc<Backend> {
+    Backend::new(config, Scope::new("service", "batman"), MemberName::from(me), timing)
+}
+
+pub const TIMING: Timing = Timing { ttl: 15, loop_wait: 1, retry_timeout: 3 };
+
+/// A client of one member, beside the backend.
+pub async fn client(etcd: &Etcd, member: usize) -> Client {
+    let port = etcd.client_ports()[member];
+    let connected = Client::connect([format!("http://127.0.0.1:{port}")], None).await;
+    connected.expect("a client connects lazily")
+}
+
+pub struct EtcdHarness {
+    version: EtcdVersion,
+    members: usize,
+    healthy: OnceCell<Arc<Mutex<Etcd>>>,
+    scopes: AtomicU32,
+}
+
+impl EtcdHarness {
+    pub fn new(version: EtcdVersion, members: usize) -> Arc<Self> {
+        install_tls();
+        let (healthy, scopes) = (OnceCell::new(), AtomicU32::new(0));
+        Arc::new(Self { version, members, healthy, scopes })
+    }
+
+    async fn start(&self, proxied: bool) -> Arc<Mutex<Etcd>> {
+        let options = EtcdOptions { proxied, ..EtcdOptions::new(self.version, self.members) };
+        Arc::new(Mutex::new(Etcd::start_with(options).await))
+    }
+}
+
+#[async_trait]
+impl Harness for EtcdHarness {
+    fn label(&self) -> String {
+        let version = match self.version {
+            EtcdVersion::V34 => "3.4",
+            EtcdVersion::V35 => "3.5",
+        };
+        format!("etcd {version}, {} member(s)", self.members)
+    }
+
+    async fn fresh(&self, needs: Needs) -> Box<dyn Store> {
+        let etcd = match needs {
+            Needs::Health => self.healthy.get_or_init(|| self.start(false)).await.clone(),
+            Needs::Faults => self.start(false).await,
+            Needs::LostAnswers => self.start(true).await,
+        };
+        // A name that is the beginning of another one's must not matter.
+        let scope = format!("batman{}", self.scopes.fetch_add(1, Ordering::Relaxed));
+        let config = config(&*etcd.lock().await);
+        Box::new(EtcdStore { etcd, config, scope, members: self.members, hit: Mutex::new(None) })
+    }
+
+    fn parallel(&self) -> usize {
+        6
+    }
+}
+
+enum Hit {
+    Paused(usize),
+    Killed,
+}
+
+struct EtcdStore {
+    etcd: Arc<Mutex<Etcd>>,
+    config: EtcdConfig,
+    scope: String,
+    members: usize,
+    hit: Mutex<Option<Hit>>,
+}
+
+impl EtcdStore {
+    fn key(&self, name: &str) -> String {
+        format!("/service/{}/{name}", self.scope)
+    }
+
+    async fn client(&self) -> Client {
+        client(&*self.etcd.lock().await, 0).await
+    }
+
+    async fn one(&self, target: Target) -> Result<usize, Cannot> {
+        if self.members < 3 {
+            return Err(Cannot("it has one member only"));
+        }
+        let leader = self.etcd.lock().await.leader().await.expect("a healthy etcd has a leader");
+        Ok(match target {
+            Target::Leader => leader,
+            // Where the handle of "a" begins, or its neighbour.
+            Target::Follower if leader == 1 => 2,
+            Target::Follower => 1,
+        })
+    }
+}
+
+#[async_trait]
+impl Store for EtcdStore {
+    async fn open(&self, me: &str, timing: Timing) -> Arc<dyn Dcs> {
+        let scope = Scope::new("service", &self.scope);
+        Backend::new(self.config.clone(), scope, MemberName::from(me), timing)
+    }
+
+    fn members(&self) -> usize {
+        self.members
+    }
+
+    fn slack_ms(&self) -> u64 {
+        1_000
+    }
+
+    async fn raw(&self, key: &str) -> Result<Option<Vec<u8>>, Cannot> {
+        let got = self.client().await.get(self.key(key), None).await.expect("a healthy etcd");
+        Ok(got.kvs().first().map(|kv| kv.value().to_vec()))
+    }
+
+    async fn put_raw(&self, key: &str, value: &str) -> Outcome {
+        self.client().await.put(self.key(key), value, None).await.expect("a healthy etcd");
+        Ok(())
+    }
+
+    async fn inflict(&self, fault: Fault) -> Outcome {
+        match fault {
+            Fault::PauseAll => self.etcd.lock().await.pause(),
+            Fault::ResumeAll => self.etcd.lock().await.resume(),
+            Fault::PauseOne(target) => {
+                let which = self.one(target).await?;
+                self.etcd.lock().await.pause_member(which);
+                *self.hit.lock().await = Some(Hit::Paused(which));
+            }
+            Fault::KillOne(target) => {
+                let which = self.one(target).await?;
+                self.etcd.lock().await.kill_member(which);
+                *self.hit.lock().await = Some(Hit::Killed);
+            }
+            Fault::RestoreOne => {
+                let mut etcd = self.etcd.lock().await;
+                match self.hit.lock().await.take() {
+                    Some(Hit::Paused(which)) => etcd.resume_member(which),
+                    Some(Hit::Killed) => etcd.start_all(),
+                    None => panic!("nothing was hit"),
+                }
+                etcd.ready().await;
+            }
+            Fault::KillMajority => {
+                if self.members < 3 {
+                    return Err(Cannot("it has one member only"));
+                }
+                let mut etcd = self.etcd.lock().await;
+                etcd.kill_member(0);
+                etcd.kill_member(2);
+            }
+            Fault::KillAll => self.etcd.lock().await.kill_all(),
+            Fault::StartAll => {
+                let mut etcd = self.etcd.lock().await;
+                etcd.start_all();
+                etcd.ready().await;
+            }
+            Fault::LoseLease(name) => {
+                let mut client = self.client().await;
+                let mut lease = 0;
+                for key in [self.key("leader"), self.key(&format!("members/{name}"))] {
+                    let got = client.get(key, None).await.expect("a healthy etcd");
+                    let found = got.kvs().first().map_or(0, |kv| kv.lease());
+                    lease = if lease == 0 { found } else { lease };
+                }
+                client.lease_revoke(lease).await.expect("the member has a lease");
+            }
+            Fault::HoldAnswers => {
+                self.etcd.lock().await.proxies().for_each(|proxy| proxy.hold_answers(true));
+            }
+            Fault::ReleaseAnswers => {
+                self.etcd.lock().await.proxies().for_each(|proxy| proxy.hold_answers(false));
+            }
+            Fault::CutAnswer(passing) => {
+                self.etcd.lock().await.proxies().for_each(|proxy| proxy.cut_answer(passing));
+            }
+            Fault::Compact => {
+                let mut client = self.client().await;
+                let put = client.put("/elsewhere", "", None).await.expect("a healthy etcd");
+                let revision = put.header().expect("every answer has one").revision();
+                client.compact(revision, None).await.expect("a healthy etcd");
+                self.etcd.lock().await.proxies().for_each(|proxy| proxy.cut_all());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! Which member is talked to: discovery, a list that changes, dead entries in it, no list at all.
+
+use crate::harness::{TIMING, backend, client, config, install_tls};
+use hathi_dcs::conformance::{soon, until};
+use hathi_dcs::{Dcs, DcsError, Deadline, Expect, Freshness};
+use hathi_etcd::EtcdConfig;
+use hathi_test_support::{Etcd, EtcdVersion};
+
+/// Proves DCS-081, DCS-T11: one configured member is enough to know the others, and its end is
+/// survived.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_others_are_discovered() {
+    install_tls();
+    let mut etcd = Etcd::start(EtcdVersion::V35, 3).await;
+    let one = EtcdConfig { endpoints: vec![etcd.urls()[0].clone()], ..EtcdConfig::default() };
+    let proxies = EtcdConfig { use_proxies: true, ..one.clone() };
+    let (a, b) = (backend(one, "a", TIMING), backend(proxies, "b", TIMING));
+    a.acquire_leader(soon()).await.expect("a free lock");
+    b.load(Freshness::Latest, soon()).await.expect("a healthy store");
+    etcd.kill_member(0);
+    a.renew_leader(soon()).await.expect("the others are known");
+    let lost = b.load(Freshness::Latest, Deadline::in_ms(2_000)).await;
+    assert!(matches!(lost, Err(DcsError::Unreachable { .. })), "a proxy has no others: {lost:?}");
+    etcd.start_all();
+    etcd.ready().await;
+    b.load(Freshness::Latest, soon()).await.expect("it is back");
+}
+
+/// Proves DCS-072, DCS-T11: entries that lead nowhere cost little, and a removed member is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_entries_and_removed_members_are_passed_by() {
+    install_tls();
+    let etcd = Etcd::start(EtcdVersion::V35, 3).await;
+    let dead = hathi_test_support::ports::free_ports(2);
+    let mut endpoints: Vec<String> =
+        dead.iter().map(|port| format!("http://127.0.0.1:{port}")).collect();
+    endpoints.push("http://does-not-exist.invalid:2379".into());
+    endpoints.extend(etcd.urls());
+    let a = backend(EtcdConfig { endpoints, ..EtcdConfig::default() }, "a", TIMING);
+    a.acquire_leader(soon()).await.expect("three of six answer");
+    let mut admin = client(&etcd, 0).await;
+    for gone in [1, 2] {
+        let members = admin.member_list().await.expect("the members");
+        let port = etcd.client_ports()[gone];
+        let url = format!("http://127.0.0.1:{port}");
+        let found = members.members().iter().find(|m| m.client_urls().contains(&url));
+        let id = found.expect("a member").id();
+        until("etcd is ready for the change", 10_000, || {
+            let mut admin = admin.clone();
+            async move { admin.member_remove(id).await.ok() }
+        })
+        .await;
+        for _ in 0..3 {
+            a.renew_leader(soon()).await.expect("the members that stay");
+        }
+    }
+    a.load(Freshness::Latest, soon()).await.expect("the member that stays");
+}
+
+#[tokio::test]
+async fn without_endpoints_the_text_says_so() {
+    install_tls();
+    let a = backend(EtcdConfig { srv: Some("x.org".into()), ..EtcdConfig::default() }, "a", TIMING);
+    let answer = a.load(Freshness::Latest, soon()).await;
+    let Err(DcsError::NotRetriable { why, .. }) = answer else { panic!("{answer:?}") };
+    assert!(why.contains("srv"), "{why}");
+}
+
+/// Proves DCS-017, DCS-050: another scope whose name begins the same is not touched.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_neighbour_scope_is_not_touched() {
+    install_tls();
+    let etcd = Etcd::start(EtcdVersion::V34, 1).await;
+    let a = backend(config(&etcd), "a", TIMING);
+    let mut other = client(&etcd, 0).await;
+    for key in ["/service/batman2/leader", "/service/batman", "/service/batma/leader"] {
+        other.put(key, "x", None).await.expect("a healthy store");
+    }
+    a.write_initialize("7711467298858918990", Expect::Absent, soon()).await.expect("absent");
+    let view = a.load(Freshness::Latest, soon()).await.expect("a healthy store");
+    assert!(view.is_unlocked() && view.members.is_empty());
+    a.delete_cluster(soon()).await.expect("a healthy store");
+    let all = etcd_client::GetOptions::new().with_prefix().with_keys_only();
+    let left = other.get("/", Some(all)).await.expect("a healthy store");
+    assert_eq!(left.kvs().len(), 3, "{:?}", left.kvs());
+}

@@ -1,0 +1,120 @@
+//! A TCP proxy on loopback that can hold answers back or cut a connection before one, for the
+//! outcomes that only a network can make unknown.
+
+use crate::ports::free_port;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+struct Shared {
+    upstream: u16,
+    closing: AtomicBool,
+    held: AtomicBool,
+    /// How many answers still pass before the cut; negative: none is cut.
+    cut_after: AtomicI64,
+    connections: Mutex<Vec<TcpStream>>,
+}
+
+/// Ends with all its connections when dropped.
+pub struct Proxy {
+    pub port: u16,
+    shared: Arc<Shared>,
+}
+
+impl Proxy {
+    /// Forwards to `upstream` on 127.0.0.1.
+    pub fn start(upstream: u16) -> Self {
+        let port = free_port();
+        let listener = TcpListener::bind(("127.0.0.1", port)).expect("a free port can be bound");
+        let shared = Arc::new(Shared {
+            upstream,
+            closing: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+            cut_after: AtomicI64::new(-1),
+            connections: Mutex::new(Vec::new()),
+        });
+        let accepting = shared.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if accepting.closing.load(Ordering::Acquire) {
+                    return;
+                }
+                accepting.serve(client);
+            }
+        });
+        Self { port, shared }
+    }
+
+    /// Requests pass, answers wait.
+    pub fn hold_answers(&self, yes: bool) {
+        self.shared.held.store(yes, Ordering::Release);
+    }
+
+    /// `passing` answers come through, then the connection of the next one is cut before it.
+    pub fn cut_answer(&self, passing: u32) {
+        self.shared.cut_after.store(i64::from(passing), Ordering::Release);
+    }
+
+    pub fn cut_all(&self) {
+        for connection in self.shared.connections().drain(..) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.held.store(false, Ordering::Release);
+        self.cut_all();
+        // Wakes the accepting thread, which then ends.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+impl Shared {
+    fn connections(&self) -> MutexGuard<'_, Vec<TcpStream>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(self: &Arc<Self>, client: TcpStream) {
+        let Ok(server) = TcpStream::connect(("127.0.0.1", self.upstream)) else { return };
+        let _ = client.set_nodelay(true);
+        let _ = server.set_nodelay(true);
+        let (Ok(c), Ok(s)) = (client.try_clone(), server.try_clone()) else { return };
+        self.connections().extend([c, s]);
+        let (Ok(mut from), Ok(mut to)) = (client.try_clone(), server.try_clone()) else { return };
+        thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Both);
+        });
+        let shared = self.clone();
+        thread::spawn(move || {
+            shared.pass_answers(server, &client);
+            let _ = client.shutdown(Shutdown::Both);
+        });
+    }
+
+    fn pass_answers(&self, mut server: TcpStream, mut client: &TcpStream) {
+        let mut bytes = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = server.read(&mut bytes) {
+            while self.held.load(Ordering::Acquire) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let left = self.cut_after.load(Ordering::Acquire);
+            if left >= 0 {
+                self.cut_after.store(left - 1, Ordering::Release);
+            }
+            if left == 0 {
+                let _ = server.shutdown(Shutdown::Both);
+                return;
+            }
+            if client.write_all(&bytes[..count]).is_err() {
+                return;
+            }
+        }
+    }
+}
