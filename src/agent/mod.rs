@@ -1,0 +1,3 @@
+//! The shell around the core: the event loop, the executor of decisions, the clients.
+
+pub mod peers;
