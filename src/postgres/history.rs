@@ -5,6 +5,7 @@ use crate::ha::ports::{
     ControlState, LocalEnd, PgError, Server, SourceHistory, TimelineEnd, Upstream,
 };
 use crate::postgres::conninfo::Address;
+use crate::postgres::replication::Replication;
 use crate::postgres::room::{LocalPostgres, on_disk};
 use crate::postgres::session::{Session, SqlError, Target};
 use crate::postgres::waldump::end_of_last_record;
@@ -62,7 +63,7 @@ impl LocalPostgres {
         {
             return match row.server {
                 Server::Standby(standby) => Some(LocalEnd {
-                    timeline: standby.timeline,
+                    timeline: self.replayed_timeline(by).await.unwrap_or(standby.timeline),
                     lsn: standby.replayed.unwrap_or_default(),
                     was_primary: false,
                     checkpoint_end: None,
@@ -97,7 +98,14 @@ impl LocalPostgres {
         }
     }
 
-    /// PG-145: the users for rewinding may read what the replication protocol would tell.
+    /// The timeline a running standby has replayed; the control file lags behind it. (PG-144)
+    async fn replayed_timeline(&self, by: Deadline) -> Option<Timeline> {
+        let target = Target::local_replication(&self.settings());
+        let mut link = Replication::open(&target, by).await.ok()?;
+        link.identify(by).await.ok().map(|identity| identity.timeline)
+    }
+
+    /// PG-145: is it a primary, says the user for rewinding; the rest is said to the replication user.
     pub(super) async fn ask_source(
         &self,
         source: &Upstream,
@@ -107,8 +115,10 @@ impl LocalPostgres {
             .ok_or_else(|| Self::failed(WHAT, format!("{} has no usable address", source.name)))?;
         let settings = self.settings();
         let mut last = SqlError::Other("no host".into());
-        for target in Target::remote(&address, settings.rewind_login(), 2000) {
-            match ask(&target, by).await {
+        let logins = Target::remote(&address, settings.rewind_login(), 2000);
+        let links = Target::remote(&address, &settings.replication, 0);
+        for (target, link) in logins.iter().zip(&links) {
+            match ask(target, link, by).await {
                 Ok(answer) => return Ok(answer),
                 Err(why) => last = why,
             }
@@ -117,25 +127,17 @@ impl LocalPostgres {
     }
 }
 
-async fn ask(target: &Target, by: Deadline) -> Result<SourceHistory, SqlError> {
+async fn ask(target: &Target, link: &Target, by: Deadline) -> Result<SourceHistory, SqlError> {
     let session = Session::open(target, by).await?;
-    let sql = "SELECT pg_is_in_recovery() AS in_recovery, CASE WHEN pg_is_in_recovery() THEN NULL \
-               ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END AS wal_file";
-    let row = session.row(sql, by).await?;
-    let text = |name: &str| row.try_get(name).ok().flatten();
-    let in_recovery = text("in_recovery") != Some("f");
-    let hex = text("wal_file").and_then(|hex| u32::from_str_radix(hex, 16).ok());
-    let timeline = Timeline(hex.unwrap_or_default());
+    let row = session.row("SELECT pg_is_in_recovery()", by).await?;
+    let in_recovery = row.try_get(0).ok().flatten() != Some("f");
+    let mut link = Replication::open(link, by).await?;
+    let timeline = link.identify(by).await?.timeline;
     if in_recovery || timeline.0 < 2 {
         return Ok(SourceHistory { in_recovery, timeline, ends: Vec::new() });
     }
-    let sql = format!(
-        "SELECT encode(pg_read_binary_file('pg_wal/{}'), 'escape') AS content",
-        file_name(timeline)
-    );
-    let row = session.row(&sql, by).await?;
-    let content = row.try_get("content").ok().flatten().unwrap_or_default();
-    Ok(SourceHistory { in_recovery, timeline, ends: parse(content) })
+    let ends = parse(&link.history(timeline, by).await?);
+    Ok(SourceHistory { in_recovery, timeline, ends })
 }
 
 #[cfg(test)]

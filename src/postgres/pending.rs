@@ -26,6 +26,9 @@ impl LocalPostgres {
                 key.insert(format!("={name}"), value.clone());
             }
         }
+        for (name, change) in &facts.raised {
+            key.insert(format!("<{name}"), change.old_value.clone());
+        }
         if key == facts.pending_of {
             return;
         }

@@ -7,6 +7,7 @@ use crate::postgres::observe::major_version;
 use crate::postgres::room::LocalPostgres;
 use crate::postgres::settings::Settings;
 use crate::postgres::single_user::restore_command;
+use crate::postgres::spawn::dead_postmaster;
 use std::sync::Arc;
 use tokio::process::Command;
 
@@ -20,6 +21,7 @@ impl LocalPostgres {
         let settings = self.settings();
         let address = Address::from_url(&source.conn_url)
             .ok_or_else(|| Self::failed(WHAT, format!("{} has no usable address", source.name)))?;
+        self.end_orphans(&settings).await;
         self.archive_pending(&settings).await?;
         let login = settings.rewind_login();
         // A file of its own: the one for streaming must survive a failed rewind. (PG-333, PG-464)
@@ -49,7 +51,8 @@ impl LocalPostgres {
                 .arg(info.to_text(major))
                 .env("LANG", "C")
                 .env("LC_ALL", "C")
-                .env("PGOPTIONS", "-c statement_timeout=0");
+                .env("PGOPTIONS", "-c statement_timeout=0")
+                .envs(dead_postmaster(&settings));
             if login.password.is_some() {
                 command.env("PGPASSFILE", &passfile);
             }

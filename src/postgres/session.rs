@@ -5,11 +5,12 @@
 
 use crate::postgres::conninfo::Address;
 use crate::postgres::settings::{Login, Settings};
+use crate::postgres::tls::{Connector, Tls};
 use hathi_dcs::Deadline;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 /// Why SQL did not answer; the variants are what callers tell apart.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,6 +69,8 @@ impl SqlError {
 /// A connection and the task that drives it; both end when it is dropped.
 pub struct Session {
     client: Client,
+    /// For the cancel request, which logs in anew.
+    tls: Connector,
     driver: JoinHandle<()>,
 }
 
@@ -103,7 +106,16 @@ impl Target {
         }
     }
 
-    /// One of the hosts of another server.
+    /// The local server for replication commands. (PG-320, PG-321)
+    pub fn local_replication(settings: &Settings) -> Self {
+        Self {
+            host: settings.local_host(settings.use_unix_socket_repl),
+            login: settings.replication.clone(),
+            ..Self::local(settings, 0)
+        }
+    }
+
+    /// The hosts of another server.
     pub fn remote(address: &Address, login: &Login, statement_timeout_ms: u64) -> Vec<Self> {
         let mut ports = address.port.split(',').cycle();
         let hosts = address.host.split(',').map(|host| Self {
@@ -134,14 +146,17 @@ impl Session {
         if let Some(password) = &target.login.password {
             config.password(password);
         }
+        let tls = Tls::new(&target.host, &target.login).map_err(SqlError::Other)?;
+        config.ssl_mode(tls.mode);
         let waited = by.left();
-        let limited = tokio::time::timeout(waited, config.connect(NoTls)).await;
+        let connect = config.connect(tls.connector.clone());
+        let limited = tokio::time::timeout(waited, connect).await;
         let (client, connection) = limited.map_err(|_| timed_out(waited))??;
         let driver = tokio::spawn(async move {
             // Its error shows up in the next query.
             let _ = connection.await;
         });
-        Ok(Self { client, driver })
+        Ok(Self { client, tls: tls.connector, driver })
     }
 
     pub fn is_closed(&self) -> bool {
@@ -153,6 +168,7 @@ impl Session {
     pub async fn rows(&self, sql: &str, by: Deadline) -> Result<Vec<SimpleQueryRow>, SqlError> {
         let waited = by.left();
         let cancel = self.client.cancel_token();
+        let tls = self.tls.clone();
         match tokio::time::timeout(waited, self.client.simple_query(sql)).await {
             Ok(messages) => Ok(messages?
                 .into_iter()
@@ -165,7 +181,7 @@ impl Session {
                 tokio::spawn(async move {
                     // A frozen server does not take the cancel either; it gets a second.
                     let limit = Duration::from_secs(1);
-                    let _ = tokio::time::timeout(limit, cancel.cancel_query(NoTls)).await;
+                    let _ = tokio::time::timeout(limit, cancel.cancel_query(tls)).await;
                 });
                 Err(timed_out(waited))
             }

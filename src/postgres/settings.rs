@@ -4,14 +4,22 @@ use hathi_dcs::MemberName;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// One database user of ours. (PG-320)
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// One database user of ours. Its `Debug` shows no secrets. (PG-320)
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Login {
     /// `None`: the name of the operating system user, as libpq does it. (PG-324)
     pub username: Option<String>,
     pub password: Option<String>,
     /// `sslmode`, `sslcert` and the like, by libpq's names. (PG-320)
     pub options: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Login");
+        shown.field("username", &self.username).field("has_password", &self.password.is_some());
+        shown.field("options", &self.options.keys()).finish()
+    }
 }
 
 /// A word of the command line of initdb or pg_basebackup: `--name` or `--name=value`. (PG-102)

@@ -6,6 +6,7 @@ use crate::postgres::child::{Run, command_line};
 use crate::postgres::configuration::Recovery;
 use crate::postgres::room::{LocalPostgres, on_disk};
 use crate::postgres::settings::Settings;
+use crate::postgres::spawn::dead_postmaster;
 use hathi_dcs::Deadline;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ impl LocalPostgres {
         self.cancel.check()?;
         self.refuse_while_running(WHAT).await?;
         let settings = self.settings();
+        self.end_orphans(&settings).await;
         self.archive_pending(&settings).await?;
         let prepare = settings.clone();
         let options = on_disk(move || -> std::io::Result<Vec<String>> {
@@ -41,8 +43,8 @@ impl LocalPostgres {
             }
         }
         command.args(["-c", "archive_mode=on", "-c", "archive_command=false", "template1"]);
-        let run = Run { what: WHAT, stdin: None, cancel: None, by: None, log_output: true };
-        run.cancel(&self.cancel).success(command).await.map(|_| ())
+        command.envs(dead_postmaster(&settings));
+        Run::new(WHAT).cancel(&self.cancel).success(command).await.map(|_| ())
     }
 
     /// Archives finished segments that nobody archived, or a rewind would lose them. A segment that

@@ -45,14 +45,21 @@ pub fn postmaster(
     if let Some(count) = std::env::var_os("PG_MALLOC_ARENA_MAX") {
         command.env("MALLOC_ARENA_MAX", count);
     }
-    if let Some(pid) = process::impostor(&settings.data_dir) {
-        command.env("PG_GRANDPARENT_PID", pid.to_string()); // PG-025
+    if let Some((name, pid)) = dead_postmaster(settings) {
+        command.env(name, pid);
     }
     if let Some(path) = &settings.server_output {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
         command.stdout(file.try_clone()?).stderr(file);
     }
     detached(command)
+}
+
+/// The variable by which PostgreSQL's programs know that the pid in `postmaster.pid` is not a
+/// postmaster, if it is not. (PG-025)
+pub fn dead_postmaster(settings: &Settings) -> Option<(&'static str, String)> {
+    let pid = process::impostor(&settings.data_dir)?;
+    Some(("PG_GRANDPARENT_PID", pid.to_string()))
 }
 
 /// Runs a program as a grandchild in a session of its own; its parent ends at once.

@@ -124,7 +124,7 @@ impl LocalPostgres {
 
     /// Server processes that outlived their postmaster keep its shared memory, and with it the next
     /// one from starting; they can do nothing useful any more.
-    async fn end_orphans(&self, settings: &Settings) {
+    pub(super) async fn end_orphans(&self, settings: &Settings) {
         let limit = Deadline::in_ms(2000);
         loop {
             let data_dir = settings.data_dir.clone();
