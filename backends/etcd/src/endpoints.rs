@@ -165,7 +165,7 @@ impl Endpoints {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends `changed()` when the current endpoint is another one.
+    /// Ends `changed()` when the current endpoint or its connection is another one.
     pub fn moves(&self) -> watch::Receiver<u64> {
         self.moved.subscribe()
     }
@@ -175,13 +175,14 @@ impl Endpoints {
         state.list.get(state.current).map(|endpoint| (endpoint.clone(), state.list.len()))
     }
 
-    /// Moves on, unless somebody else already has.
-    fn rotate(&self, from: &Arc<Endpoint>) {
+    /// A new connection to the next endpoint (the same one, if there is no other), unless somebody
+    /// has moved on already. The watch follows: what it shows must come over the connection that
+    /// carries the renewals, or a frozen watch would confirm a lock that is gone.
+    pub fn give_up(&self, endpoint: &Arc<Endpoint>) {
+        endpoint.forget();
         let mut state = self.state();
-        let count = state.list.len();
-        let still = state.list.get(state.current).is_some_and(|now| Arc::ptr_eq(now, from));
-        if count > 1 && still {
-            state.current = (state.current + 1) % count;
+        if state.list.get(state.current).is_some_and(|now| Arc::ptr_eq(now, endpoint)) {
+            state.current = (state.current + 1) % state.list.len();
             state.discovered = None;
             drop(state);
             self.moved.send_modify(|count| *count += 1);
@@ -270,8 +271,7 @@ impl Endpoints {
             tracing::debug!(endpoint = endpoint.url, %why, ?trouble, "etcd gave no answer");
             match trouble {
                 Trouble::OtherEndpoint => {
-                    endpoint.forget();
-                    self.rotate(&endpoint);
+                    self.give_up(&endpoint);
                     failures += 1;
                     if failures < count {
                         continue;
@@ -339,12 +339,6 @@ impl Endpoints {
         }
     }
 
-    /// A stream's endpoint failed it: new connection, next endpoint.
-    pub fn give_up(&self, endpoint: &Arc<Endpoint>) {
-        endpoint.forget();
-        self.rotate(endpoint);
-    }
-
     /// Nothing answered: what the configuration says is the last resort. (DCS-073)
     fn back_to_configured(&self) {
         self.replace_list(self.config.urls());
@@ -363,10 +357,10 @@ impl Endpoints {
             state.discovering = true;
         }
         let this = Arc::downgrade(self);
-        let Some((endpoint, _)) = self.current() else { return };
         tokio::spawn(async move {
             let Some(endpoints) = this.upgrade() else { return };
             let asked = timeout(Duration::from_secs(5), async {
+                let (endpoint, _) = endpoints.current()?;
                 let held = endpoint.client(&endpoints.config).await.ok()?;
                 let mut client = held.client;
                 client.member_list().await.ok()
@@ -483,9 +477,9 @@ mod tests {
         let (after, count) = endpoints.current().expect("two endpoints");
         assert!(Arc::ptr_eq(&before, &after));
         assert_eq!(count, 2);
-        endpoints.rotate(&after);
+        endpoints.give_up(&after);
         assert_eq!(endpoints.current().expect("two").0.url, "http://c:1");
-        endpoints.rotate(&after);
+        endpoints.give_up(&after);
         assert_eq!(endpoints.current().expect("two").0.url, "http://c:1", "moved on already");
         endpoints.back_to_configured();
         assert_eq!(endpoints.urls(), ["http://a:1", "http://b:1"]);

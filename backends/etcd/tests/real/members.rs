@@ -1,10 +1,12 @@
 //! Which member is talked to: discovery, a list that changes, dead entries in it, no list at all.
 
 use crate::harness::{TIMING, backend, client, config, install_tls};
+use futures::StreamExt;
 use hathi_dcs::conformance::{soon, until};
-use hathi_dcs::{Dcs, DcsError, Deadline, Expect, Freshness};
+use hathi_dcs::{Change, Dcs, DcsError, Deadline, Expect, Freshness, MemberData, Status};
 use hathi_etcd::EtcdConfig;
 use hathi_test_support::{Etcd, EtcdVersion};
+use std::time::Duration;
 
 /// Proves DCS-081, DCS-T11: one configured member is enough to know the others, and its end is
 /// survived.
@@ -83,4 +85,45 @@ async fn a_neighbour_scope_is_not_touched() {
     let all = etcd_client::GetOptions::new().with_prefix().with_keys_only();
     let left = other.get("/", Some(all)).await.expect("a healthy store");
     assert_eq!(left.kvs().len(), 3, "{:?}", left.kvs());
+}
+
+/// Proves DCS-093: the watch leaves a member that does not answer as soon as the calls have left
+/// it, long before its own connection is given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_watch_follows_the_calls() {
+    install_tls();
+    let etcd = Etcd::start(EtcdVersion::V35, 3).await;
+    let (a, b) = (backend(config(&etcd), "a", TIMING), backend(config(&etcd), "b", TIMING));
+    let mut wakes = a.watch();
+    a.write_member(&MemberData::default(), soon()).await.expect("a healthy store");
+    assert_eq!(wakes.next().await, Some(Change::Everything));
+    // Where "a" began: the first letter's number, 97, modulo 3.
+    etcd.pause_member(1);
+    a.acquire_leader(soon()).await.expect("two of three");
+    b.write_status(&Status::default(), soon()).await.expect("two of three");
+    let followed = async { while wakes.next().await != Some(Change::Everything) {} };
+    tokio::time::timeout(Duration::from_secs(4), followed).await.expect("the watch has followed");
+    b.release_leader(None, soon()).await.expect_err("it is a's");
+    a.release_leader(None, soon()).await.expect("mine");
+    let woken = async { while wakes.next().await != Some(Change::Leader) {} };
+    tokio::time::timeout(Duration::from_secs(2), woken).await.expect("the watch delivers");
+}
+
+/// Proves DCS-086 and that a renewal is no change, also when it needs a new lease.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_owner_on_a_new_lease_wakes_nobody() {
+    install_tls();
+    let etcd = Etcd::start(EtcdVersion::V35, 1).await;
+    let (a, b) = (backend(config(&etcd), "a", TIMING), backend(config(&etcd), "b", TIMING));
+    a.acquire_leader(soon()).await.expect("a free lock");
+    let mut wakes = b.watch();
+    assert_eq!(wakes.next().await, Some(Change::Everything));
+    a.set_timing(hathi_dcs::Timing { ttl: TIMING.ttl + 5, ..TIMING });
+    a.renew_leader(soon()).await.expect("mine");
+    let mut other = client(&etcd, 0).await;
+    let leader = other.get("/service/batman/leader", None).await.expect("a healthy store");
+    let kv = leader.kvs().first().expect("the leader key");
+    assert!(kv.mod_revision() > kv.create_revision(), "it is on a new lease");
+    a.write_failsafe(&Default::default(), soon()).await.expect("a healthy store");
+    assert_eq!(wakes.next().await, Some(Change::Failsafe), "and nothing before it");
 }
