@@ -16,9 +16,11 @@ mod effective;
 mod error;
 mod load;
 mod local;
+mod numbers;
 mod secret;
 mod sections;
 mod settings;
+mod yaml;
 
 pub use address::{Address, Listen};
 pub use effective::effective;
@@ -29,6 +31,7 @@ pub use local::{
     Guard, GuardMode, InitdbOption, Local, Log, LogType, PostgresqlLocal, RestApi, ServerTokens,
     Tags, VerifyClient, Watchdog, WatchdogMode,
 };
+pub use numbers::{BaseUnit, boolean, integer, python_text};
 pub use secret::Secret;
 pub use sections::{DcsSection, Etcd3Section, EtcdServers, RaftSection};
 pub use settings::{
