@@ -1,9 +1,11 @@
 //! What one node's file and environment say. Read once at start, never changed after.
 
+use super::document::Origins;
 use super::{Address, DcsSection, Listen, Secret};
 use hathi_dcs::{MemberName, Scope};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 /// The local configuration of one member.
@@ -23,18 +25,22 @@ pub struct Local {
     pub guard: Guard,
     pub tags: Tags,
     pub log: Log,
-    /// The `postgresql` section of file and environment as it stood, for [`super::effective`]:
-    /// what the dynamic document is merged under. Holds secrets; never log it.
+    /// The `postgresql` section of file and environment as it stood: what [`super::effective`]
+    /// puts over the dynamic document.
     pub(super) postgresql_section: LocalSection,
 }
 
-/// A mapping of the local configuration kept for merging. Its `Debug` shows no values.
+/// A mapping of the local configuration kept for merging. It holds secrets, so its `Debug` shows
+/// only keys.
 #[derive(Clone, PartialEq, Default)]
-pub struct LocalSection(pub(super) Map<String, Value>);
+pub struct LocalSection {
+    pub(super) values: Value,
+    pub(super) origins: Origins,
+}
 
-impl std::fmt::Debug for LocalSection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+impl fmt::Debug for LocalSection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.values.as_object().into_iter().flat_map(Map::keys)).finish()
     }
 }
 
@@ -187,8 +193,8 @@ pub struct PostgresqlLocal {
 pub struct Authentication {
     pub superuser: Credentials,
     pub replication: Credentials,
-    /// The superuser's unless given.
-    pub rewind: Credentials,
+    /// `None`: the superuser rewinds.
+    pub rewind: Option<Credentials>,
 }
 
 /// One database user and the libpq options that go with it. (PG-320)

@@ -12,20 +12,31 @@
 //! [`Local`], [`Settings`] and their parts; nobody looks at YAML or JSON of the configuration again.
 
 mod address;
+mod document;
 mod effective;
+mod environment;
 mod error;
+mod keys;
 mod load;
 mod local;
 mod numbers;
+mod options;
+mod parameters;
+mod postgresql;
+mod reader;
 mod secret;
 mod sections;
+mod services;
 mod settings;
+mod stores;
 mod yaml;
 
 pub use address::{Address, Listen};
+pub use document::merge;
 pub use effective::effective;
+pub use environment::{Environment, is_ours};
 pub use error::{ConfigError, Origin, Problem, Warning};
-pub use load::{Environment, load};
+pub use load::{load, merged};
 pub use local::{
     Authentication, BasicAuth, Bootstrap, BootstrapMethod, Credentials, Ctl, CustomBootstrap,
     Guard, GuardMode, InitdbOption, Local, Log, LogType, PostgresqlLocal, RestApi, ServerTokens,
@@ -33,7 +44,7 @@ pub use local::{
 };
 pub use numbers::{BaseUnit, boolean, integer, python_text};
 pub use secret::Secret;
-pub use sections::{DcsSection, Etcd3Section, EtcdServers, RaftSection};
+pub use sections::{DcsSection, Etcd3Section, RaftSection};
 pub use settings::{
     Callbacks, Parameters, Postgresql, ReplicaMethod, Settings, StandbyCluster, SynchronousMode,
 };

@@ -35,10 +35,11 @@ pub struct RaftSection {
     pub password: Option<Secret>,
 }
 
-/// `etcd3`. (CFG-300 … CFG-307)
+/// `etcd3`. (CFG-300 … CFG-307, DCS-081)
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Etcd3Section {
-    pub servers: EtcdServers,
+    /// From `proxy`, `url`, `hosts` or `host`, the first of them that is there; never empty.
+    pub hosts: Vec<Address>,
     /// Only the servers given, no member list of the cluster. (CFG-304)
     pub use_proxies: bool,
     /// `https` instead of `http`. (CFG-305)
@@ -49,13 +50,4 @@ pub struct Etcd3Section {
     pub cert: Option<PathBuf>,
     /// `None` with a `cert`: the key is inside the certificate's file. (CFG-307)
     pub key: Option<PathBuf>,
-}
-
-/// Where etcd is found. (CFG-300 … CFG-303)
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EtcdServers {
-    /// From `host`, `hosts`, `url` or `proxy`; never empty.
-    Hosts(Vec<Address>),
-    /// From `srv` and `srv_suffix`.
-    Srv { domain: String, suffix: Option<String> },
 }

@@ -1,0 +1,161 @@
+//! Which store this configuration chooses. (CFG-006, CFG-300 … CFG-307, CFG-340, CFG-341, CFG-409)
+
+use super::reader::Reader;
+use super::{Address, BaseUnit, DcsSection, Etcd3Section, RaftSection, Secret};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// What can be said of a section's backend.
+enum Backend {
+    Here,
+    /// The Cargo feature that brings it.
+    NotCompiledIn(&'static str),
+    /// What to do instead.
+    Unknown(&'static str),
+}
+
+/// Alphabetical: the first that is here is used. (CFG-006)
+const SECTIONS: [&str; 8] =
+    ["consul", "etcd", "etcd3", "exhibitor", "kubernetes", "raft", "redis", "zookeeper"];
+
+fn backend(section: &str) -> Backend {
+    match section {
+        "etcd3" if cfg!(feature = "etcd") => Backend::Here,
+        "etcd3" => Backend::NotCompiledIn("etcd"),
+        "raft" if cfg!(feature = "raft") => Backend::Here,
+        "raft" => Backend::NotCompiledIn("raft"),
+        "etcd" => Backend::Unknown("etcd's v2 API is not spoken; use section etcd3"),
+        _ => Backend::Unknown("this version has no such backend; use section etcd3 or raft"),
+    }
+}
+
+/// The chosen section. `None` when there is none that can be used, and that is said.
+pub(super) fn choose(root: &Reader<'_>) -> Option<DcsSection> {
+    let there: Vec<&str> = SECTIONS.into_iter().filter(|name| root.get(name).is_there()).collect();
+    let usable = there.iter().find(|name| matches!(backend(name), Backend::Here));
+    let Some(chosen) = usable else {
+        match there.first() {
+            None => root.fail(
+                "no section for a store; add one: raft (the agents form it themselves) or etcd3",
+            ),
+            Some(first) => root.get(first).fail(match backend(first) {
+                Backend::NotCompiledIn(feature) => format!(
+                    "this hathi was built without it; build with: cargo build --features {feature}"
+                ),
+                Backend::Unknown(advice) => advice.to_owned(),
+                Backend::Here => "cannot be used".to_owned(),
+            }),
+        }
+        return None;
+    };
+    for other in there.iter().filter(|name| *name != chosen) {
+        root.get(other).warn(format!("ignored, because section {chosen} is used as the store"));
+    }
+    let section = root.get(chosen);
+    section.map();
+    match *chosen {
+        "etcd3" => etcd3(&section).map(DcsSection::Etcd3),
+        _ => raft(&section).map(DcsSection::Raft),
+    }
+}
+
+fn raft(section: &Reader<'_>) -> Option<RaftSection> {
+    section.get("self_addr").required();
+    let self_addr = section.get("self_addr").address(None);
+    let bind = section.get("bind_addr");
+    let bind_addr = if bind.is_there() { bind.address(None) } else { self_addr.clone() };
+    let partners = section.get("partner_addrs");
+    let mut partner_addrs = Vec::new();
+    for text in partners.texts() {
+        match Address::parse(&text, None) {
+            Some(address) => partner_addrs.push(address),
+            None => partners.fail(format!("{text:?} is no host:port")),
+        }
+    }
+    let self_addr = self_addr?;
+    partner_addrs.retain(|address| *address != self_addr);
+    if !section.get("data_dir").is_there() {
+        section.get("data_dir").warn("is not defined; the current directory is used");
+    }
+    if partner_addrs.len() == 1 {
+        partners.warn("two nodes cannot outvote the loss of one; add a third, or a witness");
+    }
+    Some(RaftSection {
+        bind_addr: bind_addr?,
+        self_addr,
+        partner_addrs,
+        data_dir: section.get("data_dir").file().unwrap_or_else(|| PathBuf::from(".")),
+        password: section.get("password").secret(),
+    })
+}
+
+fn etcd3(section: &Reader<'_>) -> Option<Etcd3Section> {
+    let default_port = section.get("port").integer(BaseUnit::None, 1);
+    let default_port = default_port.and_then(|port| u16::try_from(port).ok()).unwrap_or(2379);
+    let mut found = Etcd3Section {
+        hosts: Vec::new(),
+        use_proxies: section.get("use_proxies").flag() || section.get("proxy").is_there(),
+        https: false,
+        username: section.get("username").text(),
+        password: section.get("password").secret(),
+        cacert: section.get("cacert").file(),
+        cert: section.get("cert").file(),
+        key: section.get("key").file(),
+    };
+    let words = [("http", false), ("https", true)];
+    found.https = section.get("protocol").word(&words).unwrap_or(false);
+    let url = section.first(&["proxy", "url"]);
+    let listed = section.first(&["hosts", "host"]);
+    if url.is_there() {
+        read_url(&url, default_port, &mut found)?;
+    } else if listed.is_there() {
+        if matches!(listed.raw(), Some(Value::Object(_))) {
+            listed.fail("is a mapping, a list of host:port is expected");
+            return None;
+        }
+        for text in listed.texts() {
+            // Some write the scheme into the list.
+            let (scheme, rest) = text.split_once("://").unwrap_or(("", text.as_str()));
+            found.https |= scheme == "https";
+            match Address::parse(rest.trim_end_matches('/'), Some(default_port)) {
+                Some(address) => found.hosts.push(address),
+                None => listed.fail(format!("{text:?} is no host:port")),
+            }
+        }
+    } else if section.get("srv").is_there() {
+        section.get("srv").fail("finding etcd by DNS is not built in; list the servers in hosts");
+        return None;
+    }
+    if found.hosts.is_empty() {
+        section.fail("none of host, hosts, url, proxy is defined; add hosts: [host:2379]");
+        return None;
+    }
+    Some(found)
+}
+
+/// `scheme://user:password@host:port/`; what it says wins over the other keys. (CFG-302)
+fn read_url(reader: &Reader<'_>, default_port: u16, found: &mut Etcd3Section) -> Option<()> {
+    let text = reader.text()?;
+    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text.as_str()));
+    let (login, place) = match rest.rsplit_once('@') {
+        Some((login, place)) => (Some(login), place),
+        None => (None, rest),
+    };
+    let place = place.split('/').next().unwrap_or_default();
+    let (https, Some(address)) = (scheme == "https", Address::parse(place, Some(default_port)))
+    else {
+        reader.fail("is no URL of the form http://host:2379");
+        return None;
+    };
+    found.https = https;
+    found.hosts.push(address);
+    if let Some(login) = login {
+        let (user, password) = login.split_once(':').unwrap_or((login, ""));
+        let plain = |text: &str| {
+            percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+        };
+        found.username = Some(plain(user));
+        found.password = Some(Secret::new(plain(password)));
+    }
+    Some(())
+}
