@@ -17,10 +17,15 @@ pub(super) struct Document {
 pub struct Origins {
     known: HashMap<String, Origin>,
     /// Where everything else came from.
-    pub otherwise: Option<Origin>,
+    otherwise: Option<Origin>,
 }
 
 impl Origins {
+    /// Every path has this origin.
+    pub fn all_from(origin: Origin) -> Self {
+        Self { known: HashMap::new(), otherwise: Some(origin) }
+    }
+
     /// The origin of this path, or of what it lies in.
     pub fn of(&self, path: &str) -> Option<Origin> {
         let mut path = path;

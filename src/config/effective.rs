@@ -22,7 +22,7 @@ pub fn effective(
     local: &Local,
     dynamic: &Map<String, Value>,
 ) -> Result<(Settings, Vec<Warning>), ConfigError> {
-    let origins = Origins { otherwise: Some(Origin::Dynamic), ..Origins::default() };
+    let origins = Origins::all_from(Origin::Dynamic);
     let (settings, warnings, _) = apply(local, dynamic, &origins, "")?;
     Ok((settings, warnings))
 }

@@ -162,18 +162,15 @@ fn typed(root: &Reader<'_>, environment: &Environment) -> Option<Local> {
     if !section.is_there() {
         section.fail("is not defined; add restapi with listen and connect_address");
     }
-    let restapi = if section.is_there() { services::restapi(&section) } else { None };
+    let restapi = if section.is_map() { services::restapi(&section) } else { None };
     let ctl = services::ctl(&root.get("ctl"), restapi.as_ref());
     let dcs = stores::choose(root);
     let bootstrap = services::bootstrap(&root.get("bootstrap"));
     let section = root.get("postgresql");
-    let postgresql = match section.is_there() {
-        true => postgresql::local(&section, environment),
-        false => {
-            section.fail("is not defined; add postgresql with listen, data_dir and authentication");
-            None
-        }
-    };
+    if !section.is_there() {
+        section.fail("is not defined; add postgresql with listen, data_dir and authentication");
+    }
+    let postgresql = if section.is_map() { postgresql::local(&section, environment) } else { None };
     let watchdog = services::watchdog(&root.get("watchdog"));
     let guard = services::guard(&root.get("guard"));
     let tags = services::tags(&root.get("tags"));

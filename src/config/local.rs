@@ -193,8 +193,8 @@ pub struct PostgresqlLocal {
 pub struct Authentication {
     pub superuser: Credentials,
     pub replication: Credentials,
-    /// `None`: the superuser rewinds.
-    pub rewind: Option<Credentials>,
+    /// The superuser's unless given.
+    pub rewind: Credentials,
 }
 
 /// One database user and the libpq options that go with it. (PG-320)

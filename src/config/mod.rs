@@ -29,6 +29,8 @@ mod sections;
 mod services;
 mod settings;
 mod stores;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 pub use address::{Address, Listen};

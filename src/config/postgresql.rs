@@ -79,11 +79,12 @@ fn authentication(section: &Reader<'_>) -> Option<Authentication> {
             complete = false;
         }
     }
+    let superuser = user("superuser", "superuser");
     let rewind = user("rewind", "pg_rewind");
     complete.then(|| Authentication {
-        superuser: credentials(&user("superuser", "superuser")),
+        superuser: credentials(&superuser),
         replication: credentials(&user("replication", "replication")),
-        rewind: rewind.is_there().then(|| credentials(&rewind)),
+        rewind: credentials(if rewind.is_there() { &rewind } else { &superuser }),
     })
 }
 

@@ -117,6 +117,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// There and a mapping; anything else that is there is a problem.
+    pub fn is_map(&self) -> bool {
+        match self.value {
+            Some(Value::Object(_)) => true,
+            Some(_) => {
+                self.map();
+                false
+            }
+            None => false,
+        }
+    }
+
     /// The entries of a mapping, nulls left out.
     pub fn entries(&self) -> Vec<(String, Self)> {
         let map = self.map();

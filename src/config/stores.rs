@@ -52,7 +52,9 @@ pub(super) fn choose(root: &Reader<'_>) -> Option<DcsSection> {
         root.get(other).warn(format!("ignored, because section {chosen} is used as the store"));
     }
     let section = root.get(chosen);
-    section.map();
+    if !section.is_map() {
+        return None;
+    }
     match *chosen {
         "etcd3" => etcd3(&section).map(DcsSection::Etcd3),
         _ => raft(&section).map(DcsSection::Raft),

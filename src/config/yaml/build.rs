@@ -15,8 +15,7 @@ pub(in crate::config) fn parse(text: &str) -> Result<Node, Fault> {
     let mut builder = Builder::default();
     let mut verbatim = Vec::new();
     for event in Parser::new_from_str(text) {
-        let (event, span) = event
-            .map_err(|e| Fault { line: e.marker().line().max(1), text: e.info().to_owned() })?;
+        let (event, span) = event.map_err(|error| scan_fault(text, &error))?;
         if let Event::Scalar(_, style, _, _) = &event
             && *style != ScalarStyle::Plain
         {
@@ -26,6 +25,14 @@ pub(in crate::config) fn parse(text: &str) -> Result<Node, Fault> {
     }
     tabs::refuse(text, &verbatim)?;
     Ok(builder.root.unwrap_or(Node { kind: Kind::Null, line: 1 }))
+}
+
+/// The scanner's own words, and the cause people look for longest.
+fn scan_fault(text: &str, error: &saphyr_parser::ScanError) -> Fault {
+    let line = error.marker().line().max(1);
+    let tab = text.lines().nth(line - 1).is_some_and(|line| line.contains('\t'));
+    let hint = if tab { " (there is a tab in this line: use blanks)" } else { "" };
+    Fault { line, text: format!("{}{hint}", error.info()) }
 }
 
 /// A collection that is still open.
