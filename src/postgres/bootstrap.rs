@@ -1,6 +1,6 @@
 //! A new cluster. (PG-100 … PG-113)
 
-use crate::ha::ports::{PgError, Started};
+use crate::ha::ports::{PgError, Server, Started};
 use crate::postgres::apply::{remove_triggers, restore_copies};
 use crate::postgres::callbacks::Action;
 use crate::postgres::child::{Run, command_line};
@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::process::Command;
 
 const WHAT: &str = "bootstrap";
@@ -134,7 +135,11 @@ impl LocalPostgres {
     /// (PG-108, PG-110)
     pub(super) async fn finish_bootstrap(&self) -> Result<(), PgError> {
         let settings = self.settings();
-        let result = self.create_users_and_run_script(&settings).await;
+        let result = async {
+            self.wait_for_primary().await?;
+            self.create_users_and_run_script(&settings).await
+        };
+        let result = result.await;
         self.bootstrapping.store(false, Ordering::Release);
         result?;
         self.become_role(Role::Primary);
@@ -158,6 +163,22 @@ impl LocalPostgres {
         self.save_copies(settings).await;
         self.fire(Action::Start); // PG-086
         Ok(())
+    }
+
+    /// A restored backup may have long to replay; it ends with the postmaster or when cancelled.
+    async fn wait_for_primary(&self) -> Result<(), PgError> {
+        loop {
+            self.cancel.check()?;
+            if self.look_for_postmaster().await.is_none() {
+                return Err(Self::failed(WHAT, "PostgreSQL ended before it became a primary"));
+            }
+            if let Ok(row) = self.monitor(Deadline::in_ms(3000)).await
+                && matches!(row.server, Server::Primary { .. })
+            {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     async fn create_users_and_run_script(&self, settings: &Settings) -> Result<(), PgError> {

@@ -193,7 +193,7 @@ impl LocalPostgres {
     pub(super) async fn delete_data_dir(&self) -> Result<(), PgError> {
         let _busy = self.busy();
         self.refuse_while_running("removing the data directory").await?;
-        self.close_session().await;
+        self.close_session();
         self.become_role(Role::Uninitialized);
         let settings = self.settings();
         tracing::info!(target: "hathi::postgres", "removing {}", settings.data_dir.display());

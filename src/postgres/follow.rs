@@ -36,7 +36,7 @@ impl LocalPostgres {
                 current.insert("primary_conninfo".to_owned(), row.primary_conninfo.clone());
                 current.insert("primary_slot_name".to_owned(), row.primary_slot_name.clone());
                 current.insert("restore_command".to_owned(), row.restore_command.clone());
-                self.answered(&row).await;
+                self.answered(&row);
                 if !is_standby {
                     return FollowChange::Restart;
                 }

@@ -34,8 +34,9 @@ impl LocalPostgres {
             }
             Some(_) => match self.monitor(by).await {
                 Ok(row) => {
-                    self.answered(&row).await;
+                    self.answered(&row);
                     self.explain_pending(&settings, &row, by).await;
+                    self.resume_if_stuck(&disk, &row, by).await;
                     row.server
                 }
                 Err(SqlError::Rejecting(_) | SqlError::NoResponse(_))
@@ -172,8 +173,34 @@ impl LocalPostgres {
         }
     }
 
+    /// A standby with smaller settings than its primary's WAL demands pauses its replay for ever;
+    /// resumed, it ends, and starts again with larger ones. A pause that an operator asked for
+    /// stays. (PG-068, PG-190, PG-465)
+    async fn resume_if_stuck(&self, disk: &Disk, row: &Row, by: Deadline) {
+        let Server::Standby(standby) = &row.server else { return };
+        let Some(control) = disk.control.as_ref().filter(|_| standby.replay_paused) else { return };
+        let below = control
+            .limits
+            .iter()
+            .map(|(name, needed)| format!("current_setting('{name}')::bigint < {needed}"));
+        let sql = format!(
+            "SELECT pg_wal_replay_resume() WHERE {}",
+            below.collect::<Vec<_>>().join(" OR ")
+        );
+        let held = self.session.lock().await;
+        let Some(session) = held.as_ref() else { return };
+        match session.rows(&sql, by).await {
+            Ok(rows) if !rows.is_empty() => tracing::warn!(
+                target: "hathi::postgres",
+                "replay waits for larger settings; resumed, so that the server restarts with them"
+            ),
+            Ok(_) => {}
+            Err(why) => tracing::debug!(target: "hathi::postgres", "resuming the replay: {why}"),
+        }
+    }
+
     /// The server answered: what follows from that for state and role. (PG-014, PG-030)
-    pub(super) async fn answered(&self, row: &Row) {
+    pub(super) fn answered(&self, row: &Row) {
         let is_primary = matches!(row.server, Server::Primary { .. });
         self.with_facts(|facts| {
             facts.row = Some(row.clone());
@@ -205,7 +232,7 @@ impl LocalPostgres {
             | State::RestartFailed
             | State::Stopped
             | State::StopFailed
-            | State::Crashed => self.became_running().await,
+            | State::Crashed => self.became_running(),
         }
         if joining {
             let room = self.clone();

@@ -3,7 +3,8 @@
 //! A process is named by its pid and its start time, so that a reused pid is never taken for it; a
 //! signal goes through a pidfd where we hold one. A zombie is dead.
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -64,23 +65,27 @@ impl ProcessId {
 #[derive(Clone, Debug)]
 pub struct Postmaster {
     pub id: ProcessId,
-    pidfd: Arc<OwnedFd>,
+    /// `None` where the kernel has no pidfds: then the pid is watched by looking.
+    pidfd: Option<Arc<OwnedFd>>,
 }
 
 impl Postmaster {
     /// Takes hold of a process; `None` if it is gone.
     pub fn hold(id: ProcessId) -> Option<Self> {
-        let pidfd = pidfd_open(Pid::from_raw(id.pid)?, PidfdFlags::NONBLOCK).ok()?;
+        let pidfd = match pidfd_open(Pid::from_raw(id.pid)?, PidfdFlags::NONBLOCK) {
+            Ok(pidfd) => Some(Arc::new(pidfd)),
+            Err(Errno::SRCH) => return None,
+            Err(why) => {
+                tracing::warn!(target: "hathi::postgres", "no pidfd of process {}: {why}", id.pid);
+                None
+            }
+        };
         // Only now is it sure that the pidfd is of the process we meant.
         id.alive()?;
-        Some(Self { id, pidfd: Arc::new(pidfd) })
+        Some(Self { id, pidfd })
     }
 
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-
-    pub fn shared_pidfd(&self) -> Arc<OwnedFd> {
+    pub fn pidfd(&self) -> Option<Arc<OwnedFd>> {
         self.pidfd.clone()
     }
 
@@ -95,9 +100,14 @@ impl Postmaster {
 
     /// `Ok(false)`: it is gone already.
     pub fn signal(&self, signal: Signal) -> Result<bool, String> {
-        match pidfd_send_signal(self.pidfd(), signal) {
+        let sent = match (&self.pidfd, Pid::from_raw(self.id.pid)) {
+            (Some(pidfd), _) => pidfd_send_signal(pidfd, signal),
+            (None, Some(pid)) if self.is_alive() => rustix::process::kill_process(pid, signal),
+            (None, Some(_) | None) => return Ok(false),
+        };
+        match sent {
             Ok(()) => Ok(true),
-            Err(rustix::io::Errno::SRCH) => Ok(false),
+            Err(Errno::SRCH) => Ok(false),
             Err(why) => Err(format!("cannot signal process {}: {why}", self.id.pid)),
         }
     }
@@ -144,9 +154,23 @@ pub fn find(data_dir: &Path) -> Option<ProcessId> {
 
 /// The pid that `postmaster.pid` names although no postmaster has it: a reused one, or a zombie that
 /// init has not collected yet. PostgreSQL takes both for a running server. (PG-025)
-pub fn impostor(data_dir: &Path) -> Option<i32> {
-    let file = PidFile::read(data_dir).filter(|file| file.pid > 0)?;
-    (stat(file.pid).is_some() && find(data_dir).is_none()).then_some(file.pid)
+///
+/// The lock files of its sockets have the same form and outlive `postmaster.pid` when something else
+/// worked on the directory in between.
+pub fn impostor(data_dir: &Path, socket_locks: &[PathBuf]) -> Option<i32> {
+    if find(data_dir).is_some() {
+        return None;
+    }
+    let own = PidFile::read(data_dir).map(|file| file.pid);
+    let of_lock = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).ok()?;
+        let is_ours = text.lines().nth(1).is_some_and(|line| Path::new(line.trim()) == data_dir);
+        PidFile::parse(&text).filter(|_| is_ours).map(|file| file.pid)
+    };
+    let named = own.into_iter().chain(socket_locks.iter().filter_map(of_lock));
+    let mut unreal = named
+        .filter(|pid| *pid > 0 && stat(*pid).is_some() && works_in(*pid, data_dir) != Some(true));
+    unreal.next()
 }
 
 /// Is this a `postgres` whose working directory is `data_dir`? `None` if we may not look.

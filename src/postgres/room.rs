@@ -252,17 +252,18 @@ impl LocalPostgres {
                 return;
             }
         }
-        if let Ok(mut session) = self.session.try_lock() {
-            *session = None;
-        }
+        self.close_session();
         tracing::debug!(target: "hathi::postgres", pid = id.pid, "the postmaster has ended");
         (self.hooks.on_postmaster)(None);
         (self.hooks.on_exit)();
     }
 
-    pub(super) async fn close_session(&self) {
-        // Whoever holds it is inside a query with a deadline.
-        *self.session.lock().await = None;
+    /// Drops the long connection, unless a query runs on it: that one finds out by itself, and
+    /// nobody must wait for it here.
+    pub(super) fn close_session(&self) {
+        if let Ok(mut session) = self.session.try_lock() {
+            *session = None;
+        }
     }
 
     pub(super) fn failed(what: &'static str, why: impl ToString) -> PgError {
@@ -272,13 +273,15 @@ impl LocalPostgres {
 
 /// Ends when the postmaster does. Works for processes that are not our children.
 pub(super) async fn wait_for_exit(postmaster: &Postmaster) {
-    // SAFETY: the descriptor stays open as long as the registration: that owns a share of it.
-    match unsafe { AsyncFd::register(postmaster.shared_pidfd()) } {
-        Ok(pidfd) => {
-            // An error here would mean that the descriptor is unusable; the loop below then looks.
-            let _ = pidfd.readable().await;
+    if let Some(pidfd) = postmaster.pidfd() {
+        // SAFETY: the descriptor stays open as long as the registration: that owns a share of it.
+        match unsafe { AsyncFd::register(pidfd) } {
+            Ok(pidfd) => {
+                // An error would mean that the descriptor is unusable; the loop below then looks.
+                let _ = pidfd.readable().await;
+            }
+            Err(why) => tracing::warn!(target: "hathi::postgres", "cannot watch a pidfd: {why}"),
         }
-        Err(why) => tracing::warn!(target: "hathi::postgres", "cannot watch a pidfd: {why}"),
     }
     while postmaster.is_alive() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -231,6 +231,14 @@ impl Settings {
         Some(split.map(|part| self.data_dir.join(part)).collect())
     }
 
+    /// The lock files beside those sockets.
+    pub fn socket_locks(&self) -> Vec<PathBuf> {
+        let default = || vec![PathBuf::from(default_socket_directory())];
+        let directories = self.socket_directories().unwrap_or_else(default);
+        let lock = |dir: PathBuf| dir.join(format!(".s.PGSQL.{}.lock", self.port));
+        directories.into_iter().map(lock).collect()
+    }
+
     /// The host for connections to the local server: a socket directory or a TCP name. (PG-321)
     pub fn local_host(&self, unix: bool) -> String {
         if unix {

@@ -50,14 +50,17 @@ impl LocalPostgres {
     /// Archives finished segments that nobody archived, or a rewind would lose them. A segment that
     /// cannot be archived stays as it is. (PG-141)
     pub(super) async fn archive_pending(&self, settings: &Arc<Settings>) -> Result<(), PgError> {
+        let wal = settings.data_dir.join("pg_wal");
+        let look = wal.clone();
+        let segments = on_disk(move || ready_segments(&look)).await.unwrap_or_default();
+        if segments.is_empty() {
+            return Ok(());
+        }
         let mode = self.read_parameter(settings, "archive_mode").await?;
         let text = self.read_parameter(settings, "archive_command").await?;
         if !matches!(mode.as_str(), "on" | "always") || text.is_empty() || text == "(disabled)" {
             return Ok(());
         }
-        let wal = settings.data_dir.join("pg_wal");
-        let look = wal.clone();
-        let segments = on_disk(move || ready_segments(&look)).await.unwrap_or_default();
         for segment in segments {
             self.cancel.check()?;
             let mut command = Command::new("sh");

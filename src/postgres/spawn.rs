@@ -58,7 +58,7 @@ pub fn postmaster(
 /// The variable by which PostgreSQL's programs know that the pid in `postmaster.pid` is not a
 /// postmaster, if it is not. (PG-025)
 pub fn dead_postmaster(settings: &Settings) -> Option<(&'static str, String)> {
-    let pid = process::impostor(&settings.data_dir)?;
+    let pid = process::impostor(&settings.data_dir, &settings.socket_locks())?;
     Some(("PG_GRANDPARENT_PID", pid.to_string()))
 }
 

@@ -49,7 +49,7 @@ impl LocalPostgres {
         by: Deadline,
     ) -> Result<Started, PgError> {
         let settings = self.settings();
-        self.close_session().await;
+        self.close_session();
         if let Some(postmaster) = self.look_for_postmaster().await {
             tracing::error!(
                 target: "hathi::postgres", pid = postmaster.id.pid,
@@ -176,7 +176,7 @@ impl LocalPostgres {
                             ));
                             facts.row = Some(row);
                         });
-                        self.became_running().await;
+                        self.became_running();
                         return Ok(Started::Ready);
                     }
                     Err(
@@ -188,7 +188,7 @@ impl LocalPostgres {
                         // It takes connections, only not ours: for the operator to mend.
                         tracing::warn!(target: "hathi::postgres", "cannot log in as superuser: {why}");
                         if status.as_deref() == Some("ready") {
-                            self.became_running().await;
+                            self.became_running();
                             return Ok(Started::Ready); // PG-029
                         }
                     }
@@ -203,10 +203,11 @@ impl LocalPostgres {
     }
 
     /// State `running`, copies of the files, the callback that waited. (PG-030)
-    pub(super) async fn became_running(&self) {
+    pub(super) fn became_running(&self) {
         self.enter(State::Running);
         if !self.bootstrapping.load(Ordering::Acquire) {
-            self.save_copies(self.settings()).await;
+            let room = self.clone();
+            tokio::spawn(async move { room.save_copies(room.settings()).await });
         }
         self.fire_pending();
     }

@@ -65,7 +65,7 @@ impl LocalPostgres {
             self.enter(State::Stopping);
         }
         self.run_before_stop(&how, &postmaster).await;
-        self.close_session().await;
+        self.close_session();
         let signal = match how.mode {
             StopMode::Fast => Signal::INT,
             StopMode::Immediate => Signal::QUIT,

@@ -1,6 +1,7 @@
 //! One PostgreSQL of a test: its directory, its port, and the promise that nothing is left of it.
 
-use hathi::ha::ports::{Observation, Postgres, Server, Start, Upstream};
+use futures::StreamExt;
+use hathi::ha::ports::{Observation, Postgres, Server, Start, Stop, StopMode, StopStep, Upstream};
 use hathi::postgres::process::{ProcessId, children, descendants, kill, orphans};
 use hathi::postgres::settings::Login;
 use hathi::postgres::{Hooks, LocalPostgres, Settings};
@@ -322,13 +323,10 @@ async fn template() -> &'static Path {
         node.pg.post_bootstrap().await.unwrap();
         let seen = node.look().await;
         assert_eq!((seen.state, seen.role), (State::Running, Role::Primary));
-        let steps = node.pg.stop(hathi::ha::ports::Stop {
-            mode: hathi::ha::ports::StopMode::Fast,
-            checkpoint: false,
-            immediate_at: None,
-        });
+        let steps =
+            node.pg.stop(Stop { mode: StopMode::Fast, checkpoint: false, immediate_at: None });
         let steps: Vec<_> = futures::StreamExt::collect(steps).await;
-        assert_eq!(steps.last(), Some(&hathi::ha::ports::StopStep::Stopped), "{steps:?}");
+        assert_eq!(steps.last(), Some(&StopStep::Stopped), "{steps:?}");
         keep(node)
     });
     made.await
@@ -350,4 +348,16 @@ fn keep(node: Node) -> PathBuf {
     assert_eq!(path, node.dir.path());
     std::mem::forget(node);
     data
+}
+
+/// Stops it and gives the steps.
+pub async fn stop(
+    node: &Node,
+    mode: StopMode,
+    checkpoint: bool,
+    limit: Option<u64>,
+) -> Vec<StopStep> {
+    let immediate_at = limit.map(|ms| Deadline::in_ms(ms).0);
+    let steps = node.pg.stop(Stop { mode, checkpoint, immediate_at });
+    tokio::time::timeout(Duration::from_secs(30), steps.collect()).await.unwrap()
 }

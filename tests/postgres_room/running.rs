@@ -1,0 +1,202 @@
+//! Start, stop, crash, adoption, freezing.
+
+use crate::node::{Node, eventually, stop, within};
+use hathi::ha::ports::{ControlState, Postgres, Server, Start, StopMode, StopStep};
+use hathi_dcs::{Deadline, Role, State};
+use std::time::{Duration, Instant};
+
+/// Proves PG-041, PG-043, PG-044, PG-047: the steps come in order, and soon.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fast_stop_tells_its_steps() {
+    let node = Node::primary("alpha").await;
+    let client = node.client().await;
+    let began = Instant::now();
+    let steps = stop(&node, StopMode::Fast, true, None).await;
+    assert!(
+        matches!(
+            steps.as_slice(),
+            [StopStep::SafePoint, StopStep::ShutDown { checkpoint, previous }, StopStep::Stopped]
+                if checkpoint == previous
+        ),
+        "{steps:?}"
+    );
+    println!("fast stop took {:?}", began.elapsed());
+    assert!(client.is_closed());
+    let seen = node.look().await;
+    assert_eq!((seen.alive, seen.state, seen.server), (false, State::Stopped, Server::Down));
+    let control = node.pg.control(within(2)).await.unwrap();
+    assert_eq!(control.state, ControlState::ShutDown);
+    let StopStep::ShutDown { checkpoint, .. } = steps[1] else { unreachable!() };
+    assert_eq!(checkpoint, control.checkpoint);
+    let end = node.pg.local_end(within(5)).await.unwrap();
+    assert!(end.was_primary && end.checkpoint_end.is_some_and(|end| end > checkpoint), "{end:?}");
+    assert_eq!(stop(&node, StopMode::Fast, true, None).await, [StopStep::Stopped], "twice");
+    let began = Instant::now();
+    node.pg.start(Start::AsPrimary, within(20)).await.unwrap();
+    println!("start took {:?}", began.elapsed());
+}
+
+/// Proves PG-045: with an archive the WAL switch before the checkpoint is announced.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_an_archive_the_switch_is_announced() {
+    let node = Node::primary("alpha").await;
+    stop(&node, StopMode::Fast, false, None).await;
+    node.change(|settings| {
+        settings.parameters.insert("archive_mode".into(), "on".into());
+        settings.parameters.insert("archive_command".into(), "true".into());
+    });
+    node.pg.start(Start::AsPrimary, within(20)).await.unwrap();
+    node.sql("CREATE TABLE t(x int)").await;
+    let steps = stop(&node, StopMode::Fast, false, None).await;
+    assert!(
+        steps.iter().any(|step| matches!(step, StopStep::ShutDown { checkpoint, previous } if previous < checkpoint)),
+        "{steps:?}"
+    );
+}
+
+/// Proves PG-040, PG-046: immediate, and what follows when a stop does not end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_hangs_is_escalated() {
+    let node = Node::primary("alpha").await;
+    let steps = stop(&node, StopMode::Immediate, false, None).await;
+    assert_eq!(steps, [StopStep::SafePoint, StopStep::Stopped]);
+    let control = node.pg.control(within(2)).await.unwrap();
+    assert_eq!(control.state, ControlState::InProduction);
+    node.pg.start(Start::AsPrimary, within(20)).await.unwrap();
+    node.freeze();
+    let steps = stop(&node, StopMode::Fast, false, Some(200)).await;
+    assert_eq!(steps.last(), Some(&StopStep::Stopped), "{steps:?}");
+    assert_eq!(node.server_processes(), 0);
+    node.pg.start(Start::AsPrimary, within(20)).await.unwrap();
+    node.sql("SELECT 1").await;
+}
+
+/// Proves PG-450: the end of a postmaster, ours or adopted, is noticed at once, and it starts again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_postmaster_is_noticed_and_started_again() {
+    let (alpha, beta) = Node::pair().await;
+    let began = Instant::now();
+    beta.kill_postmaster();
+    beta.exited().await;
+    println!("exit noticed after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_millis(500));
+    let seen = beta.look().await;
+    assert_eq!((seen.alive, seen.state, seen.server), (false, State::Crashed, Server::Down));
+    beta.pg.start(Start::AsStandby(Some(alpha.upstream())), within(20)).await.unwrap();
+    beta.streams().await;
+    println!("streams again after {:?}", began.elapsed());
+    alpha.kill_postmaster();
+    alpha.exited().await;
+    assert_eq!(alpha.look().await.state, State::Crashed);
+    alpha.pg.start(Start::AsPrimary, within(20)).await.unwrap();
+    alpha.sql("CREATE TABLE t(x int)").await;
+    assert_eq!(alpha.look().await.state, State::Running);
+}
+
+/// Proves PG-010, PG-014, PG-015, PG-023, PG-480: another agent takes a running server over, and the
+/// server outlives the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_server_is_adopted() {
+    let node = Node::primary("alpha").await;
+    let told = node.dir.path().join("told");
+    node.script("callback.sh", &format!("echo \"$@\" >> {}", told.display()));
+    let callback = node.dir.path().join("callback.sh").display().to_string();
+    node.change(|settings| {
+        settings.callbacks.insert("on_start".into(), callback);
+    });
+    let pid = node.postmaster_pid();
+    let second = node.another_agent();
+    let seen = second.pg.observe(within(5)).await;
+    assert_eq!((seen.state, seen.role, seen.alive), (State::Running, Role::Primary, true));
+    assert!(matches!(seen.server, Server::Primary { .. }), "{seen:?}");
+    eventually("on_start is told", async || {
+        std::fs::read_to_string(&told).is_ok_and(|text| text == "on_start primary room\n")
+    })
+    .await;
+    assert_eq!(node.postmaster_pid(), pid, "not restarted");
+    node.kill_postmaster();
+    second.exited().await;
+    assert!(!second.pg.observe(within(5)).await.alive);
+}
+
+/// Proves PG-311 and the promise of the port: a frozen server costs the deadline, never more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_server_is_silent_in_time() {
+    let node = Node::primary("alpha").await;
+    node.look().await;
+    node.freeze_backends();
+    let began = Instant::now();
+    let seen = node.pg.observe(Deadline::in_ms(300)).await;
+    assert!(began.elapsed() < Duration::from_millis(450), "{:?}", began.elapsed());
+    assert!(matches!(seen.server, Server::Silent(_)), "{seen:?}");
+    assert!(seen.alive && seen.is_primary, "HA-017: what it was");
+    node.freeze();
+    let seen = node.pg.observe(Deadline::in_ms(300)).await;
+    assert!(matches!(seen.server, Server::Silent(_)), "{seen:?}");
+    assert!(node.pg.fresh(Deadline::in_ms(100)).await.is_none_or(|seen| seen.alive));
+    node.thaw();
+    eventually("it answers again", async || {
+        matches!(node.look().await.server, Server::Primary { .. })
+    })
+    .await;
+}
+
+/// Proves the guard's promise of the hooks: told before anything else, at each begin and end.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hooks_know_every_postmaster() {
+    let node = Node::primary("alpha").await;
+    let pid = node.postmaster_pid();
+    stop(&node, StopMode::Fast, false, None).await;
+    node.exited().await;
+    let held = node.held.lock().unwrap().clone();
+    let pids: Vec<_> = held.iter().map(|id| id.map(|id| id.pid)).collect();
+    assert_eq!(pids, [Some(pid), None]);
+}
+
+/// Proves PG-093's neighbour: a start that cannot succeed ends at once and says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_says_why() {
+    let node = Node::primary("alpha").await;
+    stop(&node, StopMode::Fast, false, None).await;
+    node.change(|settings| {
+        settings.parameters.insert("shared_preload_libraries".into(), "no_such_library".into());
+    });
+    let began = Instant::now();
+    let error = node.pg.start(Start::AsPrimary, within(20)).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(error.to_string().contains("no_such_library"), "{error}");
+    let seen = node.look().await;
+    assert_eq!((seen.alive, seen.state), (false, State::StartFailed));
+    node.change(|settings| {
+        settings.parameters.remove("shared_preload_libraries");
+        settings.bin_dir = Some("/no/such/place".into());
+    });
+    let error = node.pg.start(Start::AsPrimary, within(20)).await.unwrap_err();
+    assert!(error.to_string().contains("/no/such/place/postgres"), "{error}");
+}
+
+/// Proves PG-025, PG-414: pids of processes that are no postmaster do not keep it from starting.
+#[tokio::test(flavor = "multi_thread")]
+async fn stale_pid_files_of_other_processes_are_ignored() {
+    let node = Node::primary("alpha").await;
+    let sockets = node.dir.path().join(format!(".s.PGSQL.{}.lock", node.pg.settings().port));
+    let pid_file = node.data().join("postmaster.pid");
+    let (socket_lock, lock) =
+        (std::fs::read_to_string(&sockets).unwrap(), std::fs::read_to_string(&pid_file).unwrap());
+    stop(&node, StopMode::Fast, false, None).await;
+    let mut other = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    let of_other = |text: &str| {
+        let (_, rest) = text.split_once('\n').unwrap();
+        format!("{}\n{rest}", other.id())
+    };
+    std::fs::write(&sockets, of_other(&socket_lock)).unwrap();
+    let started = node.pg.start(Start::AsPrimary, within(20)).await;
+    assert!(started.is_ok(), "the socket's lock: {started:?}");
+    stop(&node, StopMode::Fast, false, None).await;
+    std::fs::write(&pid_file, of_other(&lock)).unwrap();
+    assert!(!node.look().await.alive, "another process is not our postmaster");
+    let started = node.pg.start(Start::AsPrimary, within(20)).await;
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(started.is_ok(), "postmaster.pid: {started:?}");
+}
