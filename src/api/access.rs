@@ -224,7 +224,7 @@ impl Network {
         let address: IpAddr = address.trim().parse().ok()?;
         let width = if address.is_ipv4() { 32 } else { 128 };
         let bits = bits.unwrap_or(width);
-        (bits <= width).then(|| Self { address, bits })
+        (bits <= width).then_some(Self { address, bits })
     }
 
     fn contains(&self, other: IpAddr) -> bool {

@@ -1,0 +1,223 @@
+//! What readers get over the wire, and how fast the answer follows the facts.
+
+use super::{Served, observation, primary, replica, standby};
+use crate::api::{Order, RestConfig, ServerTokens, Snapshot};
+use crate::ha::ports::{Observation, Server};
+use hathi_dcs::{Role, boottime};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Proves REST-454: each readable path answers GET, HEAD and OPTIONS with the same status.
+#[tokio::test]
+async fn get_head_and_options_share_every_route() {
+    let mut snapshot = primary();
+    snapshot.failsafe = hathi_dcs::Failsafe::parse(r#"{"a":"http://x/patroni"}"#);
+    let served = Served::new(snapshot).await;
+    for (target, status) in [
+        ("/", 200),
+        ("/primary", 200),
+        ("/replica", 503),
+        ("/liveness", 200),
+        ("/readiness", 200),
+        ("/patroni", 200),
+        ("/cluster", 200),
+        ("/history", 200),
+        ("/config", 200),
+        ("/failsafe", 200),
+        ("/metrics", 200),
+        ("/nosuchpath", 503),
+        ("/patroni/x", 200),
+        ("//cluster/", 200),
+    ] {
+        let get = served.get(target).await;
+        let head = served.ask("HEAD", target, "", b"").await;
+        let options = served.ask("OPTIONS", target, "", b"").await;
+        assert_eq!([get.status, head.status, options.status], [status; 3], "{target}");
+        assert!(head.body.is_empty() && options.body.is_empty(), "{target}");
+    }
+}
+
+/// Proves REST-004 (liveness and readiness have no body), REST-003, REST-468.
+#[tokio::test]
+async fn answers_have_their_kind_and_length() {
+    let served = Served::new(primary()).await;
+    for (target, kind) in [
+        ("/", Some("application/json")),
+        ("/cluster", Some("application/json")),
+        ("/metrics", Some("text/plain")),
+        ("/liveness", None),
+    ] {
+        let reply = served.get(target).await;
+        assert_eq!(reply.header("content-type"), kind, "{target}");
+        assert_eq!(reply.header("content-length"), Some(reply.body.len().to_string().as_str()));
+    }
+    assert_eq!(served.get("/liveness").await.body, "");
+}
+
+/// Proves REST-030, REST-031, REST-033.
+#[tokio::test]
+async fn paths_are_taken_as_sent() {
+    let served = Served::new(replica()).await;
+    let absolute = format!("http://{}/replica", served.address);
+    for (target, status) in
+        [("//replica", 200), ("/%72eplica", 503), (absolute.as_str(), 200), ("/Replica", 503)]
+    {
+        assert_eq!(served.get(target).await.status, status, "{target}");
+    }
+    assert_eq!(served.ask("OPTIONS", "*", "", b"").await.status, 503);
+    let unknown = served.get("/nosuchpath").await;
+    assert_eq!(unknown.json()["patroni"]["name"], "b", "the status document");
+}
+
+/// Proves REST-457, REST-322 (the store does not answer): an answer, with a text.
+#[tokio::test]
+async fn without_the_store_there_is_an_answer() {
+    let served = Served::new(Snapshot { view: None, ..primary() }).await;
+    for target in ["/cluster", "/history", "/config"] {
+        let reply = served.get(target).await;
+        assert_eq!((reply.status, reply.header("content-type")), (503, Some("text/html")));
+        assert!(reply.body.contains("DCS"), "{}", reply.body);
+    }
+    assert_eq!(served.get("/").await.json()["cluster_unlocked"], true);
+    let empty =
+        Served::new(Snapshot { view: Some((super::view(&[]), boottime())), ..primary() }).await;
+    assert_eq!(empty.get("/config").await.status, 502, "the store has none");
+}
+
+/// Proves REST-455: what changed is in the next answer, without a turn in between.
+#[tokio::test]
+async fn the_answer_changes_at_that_instant() {
+    let served = Served::new(primary()).await;
+    let mut talk = served.connect().await;
+    let mut ask = async |target: &'static str| {
+        talk.ask("GET", target, "", b"").await.expect("an answer").status
+    };
+    assert_eq!(ask("/primary").await, 200);
+    let mut dead = primary();
+    dead.postgres = observation(Role::Primary, Server::Down);
+    served.snapshots.send_replace(Arc::new(dead));
+    assert_eq!(ask("/primary").await, 503);
+    served.snapshots.send_replace(Arc::new(primary()));
+    assert_eq!(ask("/primary").await, 200);
+    // Nobody publishes anything when a deadline passes.
+    let until = boottime().plus(300);
+    served.snapshots.send_replace(Arc::new(Snapshot { leader_until: Some(until), ..primary() }));
+    loop {
+        let before = boottime();
+        let status = ask("/primary").await;
+        let after = boottime();
+        if after < until {
+            assert_eq!(status, 200, "the lease still held");
+        } else if before >= until {
+            assert_eq!(status, 503, "the lease had ended");
+            break;
+        }
+    }
+}
+
+/// Proves REST-040 (a view is valid for ttl after it was read).
+#[tokio::test]
+async fn a_view_ages_between_two_snapshots() {
+    let mut old = primary();
+    let ttl = old.timing.ttl_ms();
+    let now = boottime();
+    if let Some((_, read_at)) = &mut old.view {
+        *read_at = now.minus(ttl).plus(400);
+    }
+    let served = Served::new(old).await;
+    let mut talk = served.connect().await;
+    let mut last = 0;
+    while boottime() < now.plus(600) || last == 0 {
+        last = talk.ask("GET", "/cluster", "", b"").await.expect("an answer").status;
+    }
+    assert_eq!(last, 503);
+    assert_eq!(served.get("/").await.json()["cluster_unlocked"], true);
+}
+
+/// Proves REST-452: `/patroni` is as of now, and all who ask at one moment share one look.
+#[tokio::test]
+async fn patroni_is_fresh_and_shared() {
+    let mut served = Served::new(primary()).await;
+    let mut orders = std::mem::replace(&mut served.orders, tokio::sync::mpsc::channel(1).1);
+    let looks = tokio::spawn(async move {
+        let mut looks = 0;
+        while let Some(order) = orders.recv().await {
+            let Order::FreshStatus { reply } = order else { panic!("{order:?}") };
+            looks += 1;
+            // Long enough for all of them to have asked.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let fresh: Observation = observation(Role::Replica, Server::Standby(standby()));
+            let _ = reply.send(fresh);
+        }
+        looks
+    });
+    let asking = (0..10).map(|_| served.get("/patroni"));
+    for reply in futures::future::join_all(asking).await {
+        assert_eq!((reply.status, &reply.json()["role"]), (200, &"replica".into()));
+    }
+    assert_eq!(served.get("/").await.json()["role"], "replica", "the checks know it, too");
+    // What the agent publishes later counts more than the look before.
+    let newer = Snapshot { observed_at: boottime().plus(1), ..primary() };
+    served.snapshots.send_replace(Arc::new(newer));
+    assert_eq!(served.get("/").await.json()["role"], "primary");
+    served.stop();
+    (&mut served.running).await.expect("the server ends");
+    drop(served);
+    let looks = tokio::time::timeout(super::PATIENCE, looks).await.expect("ends").expect("looks");
+    assert!(looks <= 3, "{looks} looks for ten askers at once");
+}
+
+/// Proves REST-321 (do better), REST-452: nobody answers for PostgreSQL, `/patroni` comes within its
+/// deadline all the same, and health checks do not wait at all.
+#[tokio::test]
+async fn a_frozen_postgresql_delays_nobody() {
+    let served = Served::new(Snapshot { observed_at: boottime().minus(5000), ..primary() }).await;
+    let started = Instant::now();
+    let mut talk = served.connect().await;
+    for _ in 0..50 {
+        assert_eq!(talk.ask("GET", "/primary", "", b"").await.expect("an answer").status, 200);
+    }
+    let quick = started.elapsed();
+    assert_eq!(served.get("/patroni").await.status, 200);
+    let slow = started.elapsed();
+    assert!(
+        quick < Duration::from_millis(400) && slow < Duration::from_secs(3),
+        "{quick:?} {slow:?}"
+    );
+}
+
+/// Proves REST-302, REST-303, REST-491.
+#[tokio::test]
+async fn headers_follow_the_configuration() {
+    let mut config = RestConfig::on("127.0.0.1:0");
+    config.server_tokens = ServerTokens::Minimal;
+    config.http_extra_headers =
+        vec![("X-Frame-Options".into(), "SAMEORIGIN".into()), ("X-Two".into(), "a b".into())];
+    config.https_extra_headers = vec![("X-Two".into(), "tls only".into())];
+    let served = Served::with(config, primary()).await;
+    let normal = served.get("/health").await;
+    assert_eq!(normal.header("server"), Some("Patroni/4.1.5"));
+    assert_eq!(normal.header("x-frame-options"), Some("SAMEORIGIN"));
+    assert_eq!(normal.header("x-two"), Some("a b"));
+    let page = served.ask("POST", "/nosuchpath", "", b"").await;
+    assert_eq!((page.header("x-two"), page.header("server")), (None, Some("Patroni/4.1.5")));
+    let bare = served.get("/liveness").await;
+    assert_eq!((bare.header("x-two"), bare.header("server")), (None, None));
+    let plain = Served::new(primary()).await;
+    assert!(plain.get("/").await.header("server").is_some_and(|token| token.starts_with("hathi/")));
+}
+
+/// Proves REST-466: an unreadable lag does not limit, and is counted.
+#[tokio::test]
+async fn an_unreadable_lag_is_counted() {
+    let served = Served::new(replica()).await;
+    for _ in 0..3 {
+        assert_eq!(served.get("/replica?lag=10mb").await.status, 200);
+    }
+    let metrics = served.get("/metrics").await.body;
+    assert!(
+        metrics.contains("hathi_rest_unreadable_lag_total{scope=\"demo\",name=\"b\"} 3"),
+        "{metrics}"
+    );
+    assert!(metrics.contains("endpoint=\"health\",code=\"200\"} 3"), "{metrics}");
+}

@@ -1,0 +1,150 @@
+//! Clients that misbehave, and the end of the server.
+
+use super::{PATIENCE, Served, Talk, primary};
+use crate::api::RestConfig;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Proves REST-001 (1.0 closes), REST-451 (1.1 stays open).
+#[tokio::test]
+async fn old_clients_get_a_close_and_new_ones_may_stay() {
+    let served = Served::new(primary()).await;
+    let mut old = TcpStream::connect(served.address).await.expect("it listens");
+    old.write_all(b"GET /primary HTTP/1.0\r\n\r\n").await.expect("sent");
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, old.read_to_string(&mut answer))
+        .await
+        .expect("closed")
+        .expect("read");
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.ends_with('}'), "{answer}");
+    let mut new = served.connect().await;
+    for _ in 0..3 {
+        let reply = new.ask("GET", "/primary", "", b"").await.expect("an answer");
+        assert_eq!(reply.status_line, "HTTP/1.1 200 OK");
+    }
+}
+
+/// Proves REST-007.
+#[tokio::test]
+async fn nonsense_is_refused() {
+    let served = Served::new(primary()).await;
+    let long_line = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(70_000));
+    let long_header = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(300_000));
+    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(200));
+    for (bytes, codes) in [
+        ("nonsense\r\n\r\n".to_owned(), vec![400]),
+        ("GET / HTTP/9.1\r\n\r\n".to_owned(), vec![400, 505]),
+        (long_line, vec![414, 431]),
+        (long_header, vec![431]),
+        (many, vec![431]),
+    ] {
+        let mut talk = served.connect().await;
+        // It may have had enough before all is sent.
+        let _ = talk.stream.write_all(bytes.as_bytes()).await;
+        if let Some(reply) = talk.read("GET").await {
+            assert!(codes.contains(&reply.status), "{} for {:.30}", reply.status_line, bytes);
+        }
+    }
+    assert_eq!(served.get("/primary").await.status, 200);
+}
+
+/// Proves REST-010 (do better), REST-451 (deadlines): a client that sends half a request, or
+/// nothing, is let go; the others do not notice.
+#[tokio::test]
+async fn the_slow_are_let_go() {
+    let mut config = RestConfig::on("127.0.0.1:0");
+    config.request_timeout = Duration::from_millis(300);
+    let served = Served::with(config, primary()).await;
+    let mut silent = served.connect().await;
+    let mut half = served.connect().await;
+    half.stream.write_all(b"GET /primary HTTP/1.1\r\nHo").await.expect("sent");
+    let mut stalled = served.connect().await;
+    let head = b"PATCH /config HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"ttl\"";
+    stalled.stream.write_all(head).await.expect("sent");
+    assert_eq!(served.get("/primary").await.status, 200);
+    assert!(silent.is_closed().await && half.is_closed().await);
+    assert_eq!(stalled.read("PATCH").await.expect("an answer").status, 408, "REST-025");
+}
+
+/// Proves REST-320 (do better), REST-451 (thousands of idle clients, 10 ms).
+#[tokio::test]
+async fn idle_clients_keep_nobody_out() {
+    let mut config = RestConfig::on("127.0.0.1:0");
+    config.max_connections = 64;
+    let served = Served::with(config, primary()).await;
+    let mut idle = Vec::new();
+    for _ in 0..400 {
+        idle.push(TcpStream::connect(served.address).await.expect("accepted"));
+    }
+    let mut times: Vec<Duration> = Vec::new();
+    for _ in 0..50 {
+        let started = Instant::now();
+        assert_eq!(served.get("/primary").await.status, 200);
+        times.push(started.elapsed());
+    }
+    times.sort();
+    assert!(times[25] < Duration::from_millis(100), "{times:?}");
+    let metrics = served.get("/metrics").await.body;
+    let open = metrics.lines().find_map(|line| {
+        line.strip_prefix("hathi_rest_open_connections{scope=\"demo\",name=\"a\"} ")
+    });
+    assert!(open.is_some_and(|open| open.parse::<u32>().is_ok_and(|open| open <= 64)), "{metrics}");
+}
+
+/// Proves REST-450, REST-323 (do better): idle clients, half-sent requests and a request that nobody
+/// answers do not hold up the end.
+#[tokio::test]
+async fn the_end_does_not_wait_for_clients() {
+    let mut served = Served::new(primary()).await;
+    let mut idle = served.connect().await;
+    let mut kept = served.connect().await;
+    assert_eq!(kept.ask("GET", "/primary", "", b"").await.expect("an answer").status, 200);
+    let mut half = served.connect().await;
+    half.stream.write_all(b"GET /primary HTTP/1.1\r\n").await.expect("sent");
+    let mut waiting = served.connect().await;
+    let body = br#"{"leader":"a"}"#;
+    let head =
+        format!("POST /switchover HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    waiting.stream.write_all(head.as_bytes()).await.expect("sent");
+    waiting.stream.write_all(body).await.expect("sent");
+    let order = served.orders.recv().await.expect("the order");
+    let started = Instant::now();
+    served.stop();
+    tokio::time::timeout(PATIENCE, &mut served.running).await.expect("it ends").expect("cleanly");
+    let took = started.elapsed();
+    assert!(took < Duration::from_millis(2500), "{took:?}");
+    assert!(idle.is_closed().await && kept.is_closed().await && half.is_closed().await);
+    assert!(waiting.is_closed().await);
+    assert!(TcpStream::connect(served.address).await.is_err(), "nobody listens");
+    drop(order);
+}
+
+/// Proves REST-450: a request under way when the end begins is answered within the grace.
+#[tokio::test]
+async fn a_running_request_is_answered() {
+    let mut served = Served::new(primary()).await;
+    let mut talk: Talk<TcpStream> = served.connect().await;
+    talk.stream
+        .write_all(b"PATCH /config HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{\"ttl\":1}")
+        .await
+        .expect("sent");
+    let order = served.orders.recv().await.expect("the order");
+    served.stop();
+    let crate::api::Order::PatchConfig { reply, .. } = order else { panic!("{order:?}") };
+    reply.send(crate::api::ConfigOutcome::Conflict).expect("it waits");
+    assert_eq!(talk.read("PATCH").await.expect("an answer").status, 409);
+    (&mut served.running).await.expect("cleanly");
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_said_before_serving() {
+    let mut config = RestConfig::on("127.0.0.1:0");
+    config.http_extra_headers = vec![("bad name".into(), "x".into())];
+    let why = crate::api::Server::bind(config).await.expect_err("a bad header").to_string();
+    assert!(why.contains("bad name"), "{why}");
+    let mut config = RestConfig::on("127.0.0.1:0");
+    config.certfile = Some("/nowhere/server.pem".into());
+    let why = crate::api::Server::bind(config).await.expect_err("no certificate").to_string();
+    assert!(why.contains("restapi.certfile") && why.contains("/nowhere/server.pem"), "{why}");
+}
