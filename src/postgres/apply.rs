@@ -6,7 +6,7 @@ use crate::postgres::configuration::{
     recovery_parameters, written_recovery,
 };
 use crate::postgres::conninfo::{Address, passfile};
-use crate::postgres::observe::major_version;
+use crate::postgres::disk::major_version;
 use crate::postgres::pgfiles::{mode_for, remove, replace, replace_if_changed};
 use crate::postgres::room::{LocalPostgres, on_disk};
 use crate::postgres::settings::Settings;

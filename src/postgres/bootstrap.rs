@@ -6,7 +6,7 @@ use crate::postgres::callbacks::Action;
 use crate::postgres::child::{Run, command_line};
 use crate::postgres::configuration::Recovery;
 use crate::postgres::conninfo::{Address, Conninfo};
-use crate::postgres::observe::major_version;
+use crate::postgres::disk::major_version;
 use crate::postgres::pgfiles::{mode_for, remove, rename_tree, replace};
 use crate::postgres::room::{LocalPostgres, on_disk};
 use crate::postgres::settings::{CustomBootstrap, Settings};

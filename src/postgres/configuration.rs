@@ -300,4 +300,15 @@ mod tests {
         assert_eq!(cleaned, "# comment restore_command\nwork_mem = '8MB'\nlast = 1");
         assert_eq!(cleaned_auto_conf(&cleaned), None);
     }
+
+    proptest::proptest! {
+        /// Cleaning twice changes nothing, and takes out whole lines only.
+        #[test]
+        fn cleaning_is_done_in_one_go(text in "(restore_command|work_mem|#|=|'|x| |\\n){0,30}") {
+            if let Some(cleaned) = cleaned_auto_conf(&text) {
+                proptest::prop_assert_eq!(cleaned_auto_conf(&cleaned), None);
+                proptest::prop_assert!(cleaned.len() < text.len());
+            }
+        }
+    }
 }

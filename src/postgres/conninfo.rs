@@ -282,4 +282,19 @@ mod tests {
         );
         assert_eq!(passfile(&address("a", "1"), &Login::default()), None);
     }
+
+    proptest::proptest! {
+        /// What we write, libpq's grammar reads back; nothing makes the reader panic.
+        #[test]
+        fn any_value_survives(
+            value in "[^\\x00-\\x1f\\x7f-\\xa0\u{1680}\u{2000}-\u{200a}\u{2028}\u{2029}\u{202f}\u{205f}\u{3000}]{1,40}",
+            text in ".*",
+        ) {
+            let mut info = Conninfo::default();
+            info.set("host", &value).set("user", "x");
+            proptest::prop_assert_eq!(Conninfo::parse(&info.to_text(15)), Some(info));
+            let _ = Conninfo::parse(&text);
+            let _ = Address::from_url(&format!("postgres://{text}"));
+        }
+    }
 }

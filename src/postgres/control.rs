@@ -240,4 +240,21 @@ mod tests {
         assert_eq!(control.limits[0], ("max_connections", 40));
         assert!(parse_tool_output("nonsense").is_err());
     }
+
+    proptest::proptest! {
+        /// Whatever lies there is read without a panic, and nothing damaged is believed.
+        #[test]
+        fn no_bytes_are_too_strange(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600),
+            at in 0_usize..288,
+            flip in 1_u8..=255,
+            text in ".*",
+        ) {
+            let _ = parse(&bytes);
+            let _ = parse_tool_output(&text);
+            let mut damaged = image(1300, 288);
+            damaged[at] ^= flip;
+            proptest::prop_assert!(parse(&damaged).is_err());
+        }
+    }
 }

@@ -5,7 +5,7 @@ use crate::postgres::apply::write_signal_files;
 use crate::postgres::callbacks::Action;
 use crate::postgres::configuration::{Recovery, recovery_parameters, written_recovery};
 use crate::postgres::conninfo::{Address, Conninfo, passfile};
-use crate::postgres::observe::major_version;
+use crate::postgres::disk::major_version;
 use crate::postgres::room::{LocalPostgres, on_disk};
 use crate::postgres::settings::Settings;
 use hathi_dcs::Deadline;

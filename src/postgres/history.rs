@@ -158,4 +158,13 @@ mod tests {
         assert_eq!(file_name(Timeline(26)), "0000001A.history");
         assert!(parse("").is_empty());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_history_file_is_too_strange(text in "[0-9/\\t\\n A-F#]*") {
+            for end in parse(&text) {
+                proptest::prop_assert!(!end.reason.contains('\n'));
+            }
+        }
+    }
 }

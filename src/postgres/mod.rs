@@ -16,6 +16,7 @@ mod clone;
 mod configuration;
 mod conninfo;
 pub mod control;
+mod disk;
 mod follow;
 mod from_config;
 mod history;

@@ -1,20 +1,16 @@
 //! One look at the server. (PG-004 … PG-016, PG-300 … PG-312, PG-450)
 
-use crate::ha::ports::{ControlData, DataDir, Observation, Server};
-use crate::postgres::child::Run;
-use crate::postgres::control::{self, Control, ControlError};
+use crate::ha::ports::{Observation, Server};
 use crate::postgres::monitor::{self, Row};
 use crate::postgres::process;
-use crate::postgres::room::{Disk, LocalPostgres, lock, on_disk};
+use crate::postgres::room::{Disk, LocalPostgres, lock};
 use crate::postgres::session::{Session, SqlError, Target};
 use crate::postgres::settings::Settings;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use hathi_dcs::{Deadline, Role, State};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 /// A look that several wait for.
 pub(super) type SharedLook = Shared<BoxFuture<'static, Option<Observation>>>;
@@ -258,89 +254,6 @@ impl LocalPostgres {
         Some(postmaster)
     }
 
-    /// Reads what lies on the disk; what does not answer by `by` is as it was last time.
-    pub(super) async fn look_at_disk(&self, settings: &Settings, by: Deadline) -> Disk {
-        let unknown = || {
-            let silent = "the data directory did not answer in time".to_owned();
-            self.last_disk().unwrap_or(Disk {
-                data_dir: DataDir::Inaccessible(silent),
-                control: None,
-                major: 0,
-                has_standby_signal: false,
-                has_backup_label: false,
-                postmaster: None,
-            })
-        };
-        while self.disk_busy.swap(true, Ordering::AcqRel) {
-            // Somebody looks at this moment; what he finds will do.
-            tokio::time::sleep(Duration::from_millis(3)).await;
-            if !self.disk_busy.load(Ordering::Acquire)
-                && let Some(disk) = self.last_disk()
-            {
-                return disk;
-            }
-            if by.left().is_zero() {
-                return unknown();
-            }
-        }
-        let data_dir = settings.data_dir.clone();
-        let room = self.clone();
-        let work = on_disk(move || {
-            let disk = read_disk(&data_dir);
-            room.remember_disk(&disk.0);
-            room.disk_busy.store(false, Ordering::Release);
-            disk
-        });
-        let Ok(Some((mut disk, error))) = tokio::time::timeout(by.left(), work).await else {
-            return unknown();
-        };
-        if let Some(why) = error
-            && disk.data_dir == DataDir::Present
-            && self.state() != State::CreatingReplica
-            && disk.major > 0
-        {
-            disk.control = self.ask_pg_controldata(settings, by, &why).await;
-            self.remember_disk(&disk);
-        }
-        disk
-    }
-
-    /// The fall-back of PG-467.
-    async fn ask_pg_controldata(
-        &self,
-        settings: &Settings,
-        by: Deadline,
-        why: &ControlError,
-    ) -> Option<Control> {
-        tracing::debug!(target: "hathi::postgres", "{why}; asking pg_controldata");
-        let mut command = tokio::process::Command::new(settings.binary("pg_controldata"));
-        command.arg(&settings.data_dir).env("LANG", "C").env("LC_ALL", "C");
-        let ended = Run::new("pg_controldata").by(by).quiet().success(command).await.ok()?;
-        control::parse_tool_output(&ended.stdout).ok()
-    }
-
-    pub(super) async fn control_data(&self, by: Deadline) -> Option<ControlData> {
-        let settings = self.settings();
-        let data_dir = settings.data_dir.clone();
-        let read = on_disk(move || read_disk(&data_dir));
-        let (disk, error) = tokio::time::timeout(by.left(), read).await.ok().flatten()?;
-        let control = match (disk.control, error) {
-            (Some(control), _) => control,
-            (None, Some(why)) => self.ask_pg_controldata(&settings, by, &why).await?,
-            (None, None) => return None,
-        };
-        Some(ControlData {
-            state: control.state,
-            system_id: control.system_id,
-            checkpoint: control.checkpoint,
-            checkpoint_timeline: control.checkpoint_timeline,
-            min_recovery_end: control.min_recovery_end,
-            min_recovery_timeline: control.min_recovery_timeline,
-            has_standby_signal: disk.has_standby_signal,
-            has_backup_label: disk.has_backup_label,
-        })
-    }
-
     /// A look as of now for GET /patroni; all who ask at the moment share one. `None`: nothing new
     /// by `by`. (REST-080, REST-346)
     pub async fn fresh(&self, by: Deadline) -> Option<Observation> {
@@ -360,76 +273,5 @@ impl LocalPostgres {
             }
         };
         tokio::time::timeout(by.left(), shared).await.ok().flatten()
-    }
-}
-
-/// What the directory holds, and why the control file could not be read natively.
-fn read_disk(data_dir: &Path) -> (Disk, Option<ControlError>) {
-    let state = data_dir_state(data_dir);
-    let present = state == DataDir::Present;
-    let (control, error) = match control::read(data_dir) {
-        Ok(control) => (Some(control), None),
-        Err(why) => (None, Some(why).filter(|_| present)),
-    };
-    let disk = Disk {
-        data_dir: state,
-        control,
-        major: major_version(data_dir),
-        has_standby_signal: ["standby.signal", "recovery.signal"]
-            .iter()
-            .any(|name| data_dir.join(name).exists()),
-        has_backup_label: data_dir.join("backup_label").exists(),
-        postmaster: process::find(data_dir),
-    };
-    (disk, error)
-}
-
-/// PG-005; 0 if unknown.
-pub(super) fn major_version(data_dir: &Path) -> u32 {
-    let text = std::fs::read_to_string(data_dir.join("PG_VERSION")).unwrap_or_default();
-    text.trim().parse().unwrap_or_default()
-}
-
-/// PG-004.
-fn data_dir_state(data_dir: &Path) -> DataDir {
-    match data_dir.join("global/pg_control").try_exists() {
-        Ok(true) => return DataDir::Present,
-        Ok(false) => {}
-        Err(why) => return DataDir::Inaccessible(format!("{}: {why}", data_dir.display())),
-    }
-    match std::fs::read_dir(data_dir) {
-        Ok(entries) => {
-            let counts = |name: &str| !name.starts_with('.') && name != "lost+found";
-            let mut names = entries.flatten().map(|entry| entry.file_name());
-            if names.any(|name| counts(&name.to_string_lossy())) {
-                DataDir::Present
-            } else {
-                DataDir::Empty
-            }
-        }
-        Err(why) if why.kind() == std::io::ErrorKind::NotFound => DataDir::Empty,
-        Err(why) => DataDir::Inaccessible(format!("{}: {why}", data_dir.display())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Proves PG-004.
-    #[test]
-    fn what_counts_as_an_empty_data_directory() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        assert_eq!(data_dir_state(&data), DataDir::Empty);
-        std::fs::create_dir(&data).unwrap();
-        std::fs::create_dir(data.join("lost+found")).unwrap();
-        std::fs::write(data.join(".hidden"), "").unwrap();
-        assert_eq!(data_dir_state(&data), DataDir::Empty);
-        std::fs::write(data.join("something"), "").unwrap();
-        assert_eq!(data_dir_state(&data), DataDir::Present);
-        let file = dir.path().join("file");
-        std::fs::write(&file, "").unwrap();
-        assert!(matches!(data_dir_state(&file), DataDir::Inaccessible(_)));
     }
 }

@@ -363,4 +363,13 @@ mod tests {
             assert!(!is_auxiliary(title), "{title}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_file_of_the_kernel_or_the_server_is_too_strange(text in ".*") {
+            let _ = parse_stat(&text);
+            let _ = PidFile::parse(&text);
+            let _ = is_auxiliary(&text);
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use crate::ha::ports::{PgError, Upstream};
 use crate::postgres::child::Run;
 use crate::postgres::conninfo::{Address, Conninfo};
-use crate::postgres::observe::major_version;
+use crate::postgres::disk::major_version;
 use crate::postgres::room::LocalPostgres;
 use crate::postgres::settings::Settings;
 use crate::postgres::single_user::restore_command;

@@ -4,7 +4,7 @@ use crate::ha::ports::{PgError, Start, Started};
 use crate::postgres::apply::write_signal_files;
 use crate::postgres::configuration::Recovery;
 use crate::postgres::conninfo::Address;
-use crate::postgres::observe::major_version;
+use crate::postgres::disk::major_version;
 use crate::postgres::pgfiles::ensure_writable;
 use crate::postgres::process::{self, PidFile, Postmaster};
 use crate::postgres::room::{LocalPostgres, on_disk};

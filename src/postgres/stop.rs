@@ -19,8 +19,10 @@ use tokio::sync::mpsc;
 
 /// "As long as it takes" for waits that need a number.
 const LONG: u64 = 24 * 3600 * 1000;
-/// Between two looks at the control file and the children.
+/// Between two looks at the control file and the children, for the first seconds.
 const TICK: Duration = Duration::from_millis(5);
+/// Later: an archiver may drain for hours.
+const SLOW_TICK: Duration = Duration::from_millis(50);
 
 impl LocalPostgres {
     /// The work goes on in a task of its own whether or not anybody reads the steps.
@@ -83,14 +85,16 @@ impl LocalPostgres {
             StopMode::Fast => None,
             StopMode::Immediate => how.immediate_at,
         };
+        let mut tick = TICK;
         let exit = wait_for_exit(&postmaster);
         tokio::pin!(exit);
         loop {
             tokio::select! {
                 biased;
                 () = &mut exit => break,
-                () = tokio::time::sleep(TICK) => {}
+                () = tokio::time::sleep(tick) => {}
             }
+            tick = if boottime().since(began) < 5_000 { TICK } else { SLOW_TICK };
             self.report(&postmaster, signalled, &mut watch, steps).await;
             let now = boottime();
             if signalled == StopMode::Fast && how.immediate_at.is_some_and(|at| now >= at) {
