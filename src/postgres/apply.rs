@@ -158,14 +158,29 @@ fn write_all(
 }
 
 /// The file we include: the original one under a new name; never one that we wrote. (PG-171, PG-452)
+/// With a `config_dir` elsewhere the files of initdb are taken over where there are none.
 fn ensure_base(settings: &Settings) -> io::Result<()> {
+    let in_data_dir = |name: &str| std::fs::read(settings.data_dir.join(name));
+    for name in ["pg_hba.conf", "pg_ident.conf"] {
+        let path = settings.config_dir.join(name);
+        if !path.exists()
+            && let Ok(content) = in_data_dir(name)
+        {
+            replace(&path, &content, 0o600)?;
+        }
+    }
     let base = settings.base_config_file();
     if settings.custom_conf.is_some() || base.exists() {
         return Ok(());
     }
     let original = settings.config_file();
+    let of_initdb = in_data_dir("postgresql.conf").unwrap_or_default();
+    let of_initdb = String::from_utf8_lossy(&of_initdb);
     match std::fs::read_to_string(&original) {
         Ok(text) if !is_generated(&text) => std::fs::rename(&original, &base),
+        Err(_) if !of_initdb.is_empty() && !is_generated(&of_initdb) => {
+            replace(&base, of_initdb.as_bytes(), 0o600)
+        }
         _ => {
             tracing::error!(
                 target: "hathi::postgres",

@@ -123,7 +123,7 @@ impl LocalPostgres {
         });
         prepared.await.unwrap_or(Ok(())).map_err(|why| Self::failed(WHAT, why))?;
         if custom.keep_existing_recovery_conf {
-            return Ok(Recovery::Given(existing_recovery(settings)));
+            return Ok(existing_recovery(settings));
         }
         Ok(match &custom.recovery_conf {
             Some(given) => Recovery::Given(given.clone()),
@@ -283,14 +283,16 @@ fn trust_lines(settings: &Settings) -> String {
 }
 
 /// What the custom method left in postgresql.auto.conf and postgresql.conf. (PG-105)
-fn existing_recovery(settings: &Settings) -> BTreeMap<String, String> {
+fn existing_recovery(settings: &Settings) -> Recovery {
     let mut found = BTreeMap::new();
     if settings.data_dir.join("standby.signal").exists() {
         found.insert("standby_mode".to_owned(), "on".to_owned());
+    } else if !settings.data_dir.join("recovery.signal").exists() {
+        return Recovery::Primary;
     }
     for file in [settings.config_file(), settings.data_dir.join("postgresql.auto.conf")] {
         let text = std::fs::read_to_string(file).unwrap_or_default();
         found.extend(crate::postgres::configuration::written_recovery(&text));
     }
-    found
+    Recovery::Given(found)
 }

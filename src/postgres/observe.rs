@@ -66,6 +66,7 @@ impl LocalPostgres {
         };
         let alive = server != Server::Down;
         if !alive && !self.is_busy() {
+            self.end_orphans(&settings).await;
             self.note_death();
         }
         self.describe(&settings, &disk, server, alive)
@@ -183,7 +184,7 @@ impl LocalPostgres {
             "SELECT pg_wal_replay_resume() WHERE {}",
             below.collect::<Vec<_>>().join(" OR ")
         );
-        let held = self.session.lock().await;
+        let Ok(held) = tokio::time::timeout(by.left(), self.session.lock()).await else { return };
         let Some(session) = held.as_ref() else { return };
         match session.rows(&sql, by).await {
             Ok(rows) if !rows.is_empty() => tracing::warn!(

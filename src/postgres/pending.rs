@@ -71,7 +71,9 @@ impl LocalPostgres {
         );
         let mut units = BTreeMap::new();
         let mut values = BTreeMap::new();
-        let held = self.session.lock().await;
+        let Ok(held) = tokio::time::timeout(by.left(), self.session.lock()).await else {
+            return (units, values);
+        };
         let Some(session) = held.as_ref() else { return (units, values) };
         let Ok(rows) = session.rows(&sql, by).await else { return (units, values) };
         for row in rows {

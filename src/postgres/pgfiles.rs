@@ -134,6 +134,10 @@ pub fn rename_tree(data_dir: &Path) -> io::Result<PathBuf> {
         PathBuf::from(name)
     };
     let aside = failed(data_dir);
+    if !data_dir.exists() {
+        // The tool that failed has cleaned up after itself.
+        return Ok(aside);
+    }
     remove_tree(&aside)?;
     for (link, target) in linked_directories(data_dir) {
         let moved = failed(&target);

@@ -237,13 +237,14 @@ impl LocalPostgres {
         let watched = postmaster.clone();
         tokio::spawn(async move {
             wait_for_exit(&watched).await;
-            room.ended(watched.id);
+            room.ended(watched.id).await;
         });
         Some(postmaster)
     }
 
-    /// The postmaster is gone: said once per postmaster.
-    fn ended(&self, id: ProcessId) {
+    /// The postmaster is gone: said once per postmaster, after what it left behind is gone too.
+    async fn ended(&self, id: ProcessId) {
+        self.end_orphans(&self.settings()).await;
         {
             let mut held = lock(&self.postmaster);
             if held.as_ref().is_some_and(|known| known.id == id) {

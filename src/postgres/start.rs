@@ -122,8 +122,9 @@ impl LocalPostgres {
         self.settings().binary("postgres").display().to_string()
     }
 
-    /// Server processes that outlived their postmaster keep its shared memory, and with it the next
-    /// one from starting; they can do nothing useful any more.
+    /// Server processes that outlive their postmaster may go on answering their clients, who then
+    /// believe in commits that no other node will know; and they keep the next postmaster from
+    /// starting. Nobody says "it is down" while one of them lives.
     pub(super) async fn end_orphans(&self, settings: &Settings) {
         let limit = Deadline::in_ms(2000);
         loop {

@@ -1,7 +1,7 @@
 //! How data directories come to be, and go.
 
 use crate::node::{Node, eventually, stop, within};
-use hathi::ha::ports::{ControlState, DataDir, PgError, Postgres, Server, StopMode};
+use hathi::ha::ports::{ControlState, DataDir, PgError, Postgres, Server, Start, StopMode};
 use hathi_dcs::{Role, State, Timeline};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
@@ -194,4 +194,30 @@ async fn a_custom_bootstrap_restores_a_backup() {
     assert_eq!(said, format!("--scope=room --datadir={} --level=9\n", node.data().display()));
     let hba = std::fs::read_to_string(node.data().join("pg_hba.conf")).unwrap();
     assert!(hba.contains("scram-sha-256") && !hba.contains("postgres trust"), "{hba}");
+}
+
+/// Proves PG-170, PG-171 with the configuration outside of the data directory.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configuration_may_live_elsewhere() {
+    let node = Node::new("alpha");
+    let conf = node.dir.path().join("conf");
+    std::fs::create_dir(&conf).unwrap();
+    node.change(|settings| {
+        settings.config_dir = conf.clone();
+        settings.pg_hba.clear();
+    });
+    node.pg.bootstrap().await.unwrap();
+    node.pg.post_bootstrap().await.unwrap();
+    assert_eq!(
+        node.sql("SHOW config_file").await,
+        conf.join("postgresql.conf").display().to_string()
+    );
+    assert_eq!(node.sql("SHOW hba_file").await, conf.join("pg_hba.conf").display().to_string());
+    let base = std::fs::read_to_string(conf.join("postgresql.base.conf")).unwrap();
+    assert!(base.contains("dynamic_shared_memory_type"), "{base}");
+    let beta = Node::new("beta");
+    beta.change(|settings| settings.use_slots = false);
+    beta.pg.clone_from(&node.upstream()).await.unwrap();
+    beta.pg.start(Start::AsStandby(Some(node.upstream())), within(20)).await.unwrap();
+    beta.streams().await;
 }

@@ -200,3 +200,24 @@ async fn stale_pid_files_of_other_processes_are_ignored() {
     other.wait().unwrap();
     assert!(started.is_ok(), "postmaster.pid: {started:?}");
 }
+
+/// A commit that a server process acknowledges after its postmaster's death would be lost when
+/// another node leads: nobody hears "it is down" while such a process lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_survives_a_killed_postmaster() {
+    let node = Node::primary("alpha").await;
+    let client = node.client().await;
+    // Busy in the executor, it would not notice the death of its postmaster for hours.
+    let query = tokio::spawn(async move {
+        client.simple_query("SELECT count(*) FROM generate_series(1, 100000000000)").await
+    });
+    eventually("the query runs", async || {
+        node.sql("SELECT count(*) FROM pg_stat_activity WHERE query ~ '10{5,}' AND state = 'active' AND pid <> pg_backend_pid()").await == "1"
+    })
+    .await;
+    node.kill_postmaster();
+    node.exited().await;
+    assert_eq!(node.server_processes(), 0);
+    assert_eq!(node.look().await.server, Server::Down);
+    assert!(query.await.unwrap().is_err());
+}
