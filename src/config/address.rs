@@ -77,7 +77,7 @@ fn split(text: &str, default_port: Option<u16>) -> Option<(&str, u16)> {
     let text = text.trim();
     if let Some((host, port)) = text.rsplit_once(':')
         && let Ok(port) = port.trim().parse::<u16>()
-        && !(host.starts_with('[') && !host.ends_with(']'))
+        && (!host.starts_with('[') || host.ends_with(']'))
     {
         return Some((host.trim(), port));
     }

@@ -6,8 +6,8 @@ use super::local::LocalSection;
 use super::reader::{Findings, Reader};
 use super::yaml::{self, Kind};
 use super::{
-    ConfigError, Environment, Local, Origin, Problem, Warning, effective, keys, postgresql,
-    services, stores,
+    ConfigError, Environment, Local, Log, Origin, Problem, RaftSection, Warning, effective, keys,
+    postgresql, services, stores,
 };
 use hathi_dcs::{MemberName, Scope};
 use serde_json::{Map, Value};
@@ -57,6 +57,50 @@ pub fn merged(
     environment: &Environment,
 ) -> Result<Map<String, Value>, ConfigError> {
     read(path, environment).map(|(document, _)| document.values)
+}
+
+/// What a witness needs of its file: no PostgreSQL, no REST API. A whole node's file will do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WitnessConfig {
+    /// `witness` unless given.
+    pub name: MemberName,
+    pub scope: Scope,
+    pub raft: RaftSection,
+    pub log: Log,
+}
+
+/// Reads the file of a witness, from the same sources as [`load`].
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_witness(
+    path: Option<&Path>,
+    environment: &Environment,
+) -> Result<(WitnessConfig, Vec<Warning>), ConfigError> {
+    let (document, mut warnings) = read(path, environment)?;
+    let root = Value::Object(document.values);
+    let findings = Findings::new(&document.origins);
+    let reader = Reader::root(&findings, &root);
+    let section = reader.get("raft");
+    if !section.is_there() {
+        section
+            .fail("is not defined; a witness votes in the embedded store and needs this section");
+    }
+    let scope = reader.get("scope").required();
+    let namespace = reader.get("namespace").text().unwrap_or_else(|| "service".to_owned());
+    let raft = if section.is_map() { stores::raft(&section) } else { None };
+    let witness = scope.zip(raft).map(|(scope, raft)| WitnessConfig {
+        name: MemberName::new(reader.get("name").text().unwrap_or_else(|| "witness".to_owned())),
+        scope: Scope::new(&namespace, &scope),
+        raft,
+        log: services::log(&reader.get("log")),
+    });
+    if let Value::Object(values) = &root {
+        keys::local().check(&findings, "", values);
+    }
+    let (witness, own) = findings.finish(witness)?;
+    warnings.extend(own);
+    Ok((witness, warnings))
 }
 
 fn read(

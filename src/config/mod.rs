@@ -14,6 +14,7 @@
 mod address;
 mod document;
 mod effective;
+mod emit;
 mod environment;
 mod error;
 mod keys;
@@ -36,9 +37,10 @@ mod yaml;
 pub use address::{Address, Listen};
 pub use document::merge;
 pub use effective::effective;
+pub use emit::to_yaml;
 pub use environment::{Environment, is_ours};
 pub use error::{ConfigError, Origin, Problem, Warning};
-pub use load::{load, merged};
+pub use load::{WitnessConfig, load, load_witness, merged};
 pub use local::{
     Authentication, BasicAuth, Bootstrap, BootstrapMethod, Credentials, Ctl, CustomBootstrap,
     Guard, GuardMode, InitdbOption, Local, Log, LogType, PostgresqlLocal, RestApi, ServerTokens,

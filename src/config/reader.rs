@@ -248,6 +248,17 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Seconds, fractions allowed, as milliseconds; what is none is reported and not there.
+    pub fn milliseconds(&self) -> Option<u64> {
+        let value = self.value?;
+        let seconds = python_text(value).trim().parse::<f64>().ok();
+        let valid = seconds.filter(|seconds| seconds.is_finite() && (0.001..1e6).contains(seconds));
+        if valid.is_none() {
+            self.warn(format!("is {}, seconds are expected; ignored", shown(value)));
+        }
+        valid.map(|seconds| (seconds * 1000.0) as u64)
+    }
+
     pub fn integer_u32(&self, default: u32) -> u32 {
         let value = self.integer(BaseUnit::None, 0);
         value.map_or(default, |value| u32::try_from(value).unwrap_or(u32::MAX))

@@ -33,6 +33,11 @@ pub struct RaftSection {
     pub data_dir: PathBuf,
     /// Shared by all nodes; proves that a peer belongs here.
     pub password: Option<Secret>,
+    /// In milliseconds, as far as given (seconds in the file); the backend has defaults. (CFG-423)
+    pub min_timeout_ms: Option<u64>,
+    pub max_timeout_ms: Option<u64>,
+    pub connection_timeout_ms: Option<u64>,
+    pub append_entries_period_ms: Option<u64>,
 }
 
 /// `etcd3`. (CFG-300 … CFG-307, DCS-081)

@@ -209,6 +209,12 @@ pub(super) fn log(section: &Reader<'_>) -> Log {
     let level = |reader: Reader<'_>| reader.word(&LEVELS);
     let loggers = section.get("loggers").entries();
     let loggers = loggers.into_iter().filter_map(|(name, at)| Some((name, level(at)?))).collect();
+    for (key, usual) in [("format", "%(asctime)s %(levelname)s: %(message)s"), ("dateformat", "")] {
+        let given = section.get(key);
+        if given.raw().is_some_and(|value| value != usual) {
+            given.warn("is not applied; lines have the usual form");
+        }
+    }
     let number = |key: &str, min: i64| section.get(key).integer(BaseUnit::None, min);
     let mode = number("mode", 0).and_then(|mode| u32::try_from(mode).ok());
     Log {

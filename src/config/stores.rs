@@ -61,7 +61,7 @@ pub(super) fn choose(root: &Reader<'_>) -> Option<DcsSection> {
     }
 }
 
-fn raft(section: &Reader<'_>) -> Option<RaftSection> {
+pub(super) fn raft(section: &Reader<'_>) -> Option<RaftSection> {
     section.get("self_addr").required();
     let self_addr = section.get("self_addr").address(None);
     let bind = section.get("bind_addr");
@@ -88,6 +88,10 @@ fn raft(section: &Reader<'_>) -> Option<RaftSection> {
         partner_addrs,
         data_dir: section.get("data_dir").file().unwrap_or_else(|| PathBuf::from(".")),
         password: section.get("password").secret(),
+        min_timeout_ms: section.get("min_timeout").milliseconds(),
+        max_timeout_ms: section.get("max_timeout").milliseconds(),
+        connection_timeout_ms: section.get("connection_timeout").milliseconds(),
+        append_entries_period_ms: section.get("append_entries_period").milliseconds(),
     })
 }
 

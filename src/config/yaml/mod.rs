@@ -11,6 +11,7 @@ mod tabs;
 mod tests;
 
 pub(super) use build::parse;
+pub(super) use scalar::plain;
 
 /// A value and where it begins.
 #[derive(Clone, Debug, PartialEq)]

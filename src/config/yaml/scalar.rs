@@ -3,7 +3,7 @@
 use super::Kind;
 
 /// The value of a plain (unquoted) scalar. Dates stay text.
-pub(super) fn plain(text: &str) -> Kind {
+pub(in crate::config) fn plain(text: &str) -> Kind {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Kind::Null,
         "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {

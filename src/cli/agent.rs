@@ -1,0 +1,28 @@
+//! `hathi FILE.yml`: what `patroni FILE.yml` is.
+
+use super::{checks, environment, logging};
+use crate::config;
+use anyhow::Context;
+use std::path::Path;
+
+/// Checks everything that can be checked before anything is touched, then runs the agent until it
+/// is told to stop.
+///
+/// # Errors
+/// What the operator has to read, in one line per problem; nothing was touched then.
+pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
+    let (local, warnings) = config::load(path, &environment())?;
+    let (settings, _) = config::effective(&local, &local.first_dynamic())?;
+    checks::before_start(&local, &settings)?;
+    logging::start(&local.log).context("log.dir")?;
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("hathi")
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
+    runtime.block_on(crate::agent::run(local, warnings))
+}

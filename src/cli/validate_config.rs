@@ -1,0 +1,148 @@
+//! `hathi validate-config`: everything a start would refuse, and what would not be understood.
+//! (CFG-121 … CFG-126)
+
+use super::{checks, environment};
+use crate::config::{self, Address, DcsSection, Local, Settings};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+/// For one store's server to accept a connection.
+const CONNECT: Duration = Duration::from_secs(2);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The YAML file, or the directory of files; without it the PATRONI_* variables.
+    pub config: Option<PathBuf>,
+    /// Print the merged local configuration, secrets included.
+    #[arg(short, long)]
+    pub print: bool,
+    /// Do not mind ports that are in use.
+    #[arg(short, long)]
+    pub ignore_listen_port: bool,
+    /// Do not connect to the store.
+    #[arg(long)]
+    pub no_connect: bool,
+}
+
+/// Problems go to stderr, one line each, and make the exit code 1; warnings go there too.
+pub fn run(args: &Args) -> ExitCode {
+    let path = args.config.as_deref();
+    let environment = environment();
+    let loaded = config::load(path, &environment).and_then(|(local, warnings)| {
+        let (settings, _) = config::effective(&local, &local.first_dynamic())?;
+        Ok((local, settings, warnings))
+    });
+    let (local, settings, warnings) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+    for (key, address) in loopbacks(&local) {
+        eprintln!(
+            "warning: {key}: {address} means this machine to everybody; others cannot use it"
+        );
+    }
+    let problems = problems(&local, &settings, args);
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    if !problems.is_empty() {
+        return ExitCode::FAILURE;
+    }
+    if args.print {
+        match config::merged(path, &environment) {
+            Ok(document) => print!("{}", config::to_yaml(&document)),
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// (CFG-098, CFG-161, CFG-340) A single machine's test set-up is allowed to be one.
+fn loopbacks(local: &Local) -> Vec<(&'static str, Address)> {
+    let mut addresses = vec![
+        ("restapi.connect_address", local.restapi.connect_address.clone()),
+        ("postgresql.connect_address", local.postgresql.connect_address.clone()),
+    ];
+    if let Some(address) = &local.postgresql.proxy_address {
+        addresses.push(("postgresql.proxy_address", address.clone()));
+    }
+    match &local.dcs {
+        DcsSection::Raft(raft) => addresses.push(("raft.self_addr", raft.self_addr.clone())),
+        DcsSection::Etcd3(_) => {}
+    }
+    addresses.retain(|(_, address)| address.is_loopback());
+    addresses
+}
+
+fn problems(local: &Local, settings: &Settings, args: &Args) -> Vec<String> {
+    let mut problems = checks::binaries(local, settings);
+    problems.extend(data_dir(local, settings));
+    if !args.ignore_listen_port {
+        problems.extend(checks::ports(local));
+    }
+    if !args.no_connect {
+        problems.extend(store(&local.dcs));
+    }
+    problems
+}
+
+/// Missing, empty, or of the major version that is installed. (CFG-163)
+fn data_dir(local: &Local, settings: &Settings) -> Option<String> {
+    let dir = &local.postgresql.data_dir;
+    let shown = format!("postgresql.data_dir {}", dir.display());
+    let Ok(mut entries) = std::fs::read_dir(dir) else {
+        return checks::data_dir(dir);
+    };
+    entries.next()?.ok()?;
+    let Ok(version) = std::fs::read_to_string(dir.join("PG_VERSION")) else {
+        return Some(format!("{shown}: is not empty and holds no PG_VERSION; name another one"));
+    };
+    if !dir.join("pg_wal").is_dir() && !dir.join("pg_xlog").is_dir() {
+        return Some(format!("{shown}: has no pg_wal; it is no whole data directory"));
+    }
+    let name = settings.postgresql.bin_name.get("postgres").map_or("postgres", String::as_str);
+    let program = checks::find(local.postgresql.bin_dir.as_deref(), name)?;
+    let output = Command::new(&program).arg("--version").stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let installed = text.split_whitespace().last().unwrap_or_default();
+    let version = version.trim();
+    let same = installed
+        .strip_prefix(version)
+        .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
+    (!same).then(|| {
+        format!(
+            "{shown}: is of version {version}, {} is {installed}; correct postgresql.bin_dir",
+            program.display()
+        )
+    })
+}
+
+/// At least one server answers. (CFG-124) The embedded store's partners may not run yet.
+fn store(section: &DcsSection) -> Option<String> {
+    let servers = match section {
+        DcsSection::Raft(_) => return None,
+        DcsSection::Etcd3(etcd) => &etcd.hosts,
+    };
+    let answers = |server: &Address| {
+        let addresses = (server.host.as_str(), server.port).to_socket_addrs();
+        let mut addresses = addresses.into_iter().flatten();
+        addresses.any(|address| TcpStream::connect_timeout(&address, CONNECT).is_ok())
+    };
+    if servers.iter().any(answers) {
+        return None;
+    }
+    let all: Vec<String> = servers.iter().map(ToString::to_string).collect();
+    let (name, all) = (section.name(), all.join(", "));
+    Some(format!("{name}: no server accepts a connection ({all}); start it or correct the hosts"))
+}
