@@ -25,6 +25,7 @@ mod observe;
 mod pending;
 mod pgfiles;
 mod port;
+mod preflight;
 pub mod process;
 mod promote;
 mod replication;
@@ -41,6 +42,7 @@ mod tls;
 mod users;
 mod waldump;
 
+pub use preflight::preflight;
 pub use process::ProcessId;
 pub use room::{Hooks, LocalPostgres};
 pub use settings::Settings;
