@@ -16,6 +16,7 @@ mod configuration;
 mod connections;
 mod control;
 mod document;
+mod dress;
 mod failsafe;
 mod health;
 mod history;
@@ -41,15 +42,15 @@ mod tests;
 
 pub use listen::ListenError;
 pub use order::{ConfigOutcome, Order};
-pub use serve::{ApiError, Server, serve};
+pub use serve::{ApiError, Handle, Server, serve};
 pub use settings::{Credentials, RestConfig, ServerTokens, VerifyClient};
 pub use snapshot::{Snapshot, Synchronous};
 
-use access::Access;
 use prepared::Shelf;
+use serve::Current;
 use std::sync::Arc;
-use std::time::Duration;
 use tally::Tally;
+use tokio::sync::watch;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
@@ -58,10 +59,9 @@ use warp::reply::Response;
 #[derive(Clone, Debug)]
 struct Context {
     shelf: Arc<Shelf>,
-    access: Arc<Access>,
+    /// As the last reload left it.
+    current: watch::Receiver<Current>,
     tally: Arc<Tally>,
-    /// For a body to arrive.
-    request_timeout: Duration,
 }
 
 /// The tree at one glance. The health checks come first: they are what is asked most, and whatever

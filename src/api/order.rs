@@ -21,8 +21,9 @@ pub enum Order {
     Manual { request: Request, reply: oneshot::Sender<Answer> },
     /// DELETE /switchover. (REST-194)
     DeleteSchedule { reply: oneshot::Sender<Answer> },
-    /// Look at PostgreSQL now. Answered within 500 ms or not at all; the agent should publish the
-    /// observation too. At most one is under way at any time. (REST-452)
+    /// Look at PostgreSQL now. The look has 500 ms; when PostgreSQL does not answer in them, that is
+    /// the answer (`Server::Silent`). The agent should publish the observation too. At most one is
+    /// under way at any time. (REST-452)
     FreshStatus { reply: oneshot::Sender<Observation> },
     /// Read the local configuration again. (REST-240)
     Reload { reply: oneshot::Sender<()> },

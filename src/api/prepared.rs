@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// How long `GET /patroni` waits for a fresh look at PostgreSQL.
-const FRESH_WITHIN: Duration = Duration::from_millis(500);
+/// How long `GET /patroni` waits for a fresh look at PostgreSQL: what the agent is given for it
+/// ([`Order::FreshStatus`]), and a little for the way, so that "PostgreSQL does not answer" arrives.
+const FRESH_WITHIN: Duration = Duration::from_millis(700);
 /// Positions shown while somebody asks are not older than this. (REST-452)
 const STALE_AFTER_MS: u64 = 1000;
 

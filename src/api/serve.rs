@@ -2,9 +2,9 @@
 //! (REST-450, REST-451)
 
 use crate::api::access::{Access, Peer};
-use crate::api::answer::Normal;
 use crate::api::asked::is_readable;
 use crate::api::connections::{Connections, Place};
+use crate::api::dress::Dress;
 use crate::api::listen::{self, ListenError};
 use crate::api::order::Order;
 use crate::api::prepared::Shelf;
@@ -13,7 +13,7 @@ use crate::api::snapshot::Snapshot;
 use crate::api::tally::Tally;
 use crate::api::tls::{self, TlsError};
 use crate::api::{Context, routes};
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
+use hathi_dcs::boottime;
 use hyper::body::Incoming;
 use hyper::rt::{Read, Write};
 use hyper::service::service_fn;
@@ -26,7 +26,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
@@ -48,6 +48,8 @@ pub enum ApiError {
     Tls(#[from] TlsError),
     #[error("restapi: {header:?} is not a valid extra header")]
     Header { header: String },
+    #[error("the REST API does not run any more")]
+    Ended,
 }
 
 /// Bound, and not serving yet.
@@ -55,8 +57,51 @@ pub enum ApiError {
 pub struct Server {
     listeners: Vec<TcpListener>,
     config: RestConfig,
+    current: Current,
+    handle: Handle,
+    changes: mpsc::Receiver<Change>,
+}
+
+/// A new configuration, and the way back for how it went.
+type Change = (RestConfig, oneshot::Sender<Result<(), ApiError>>);
+
+/// Reaches a running server.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    changes: mpsc::Sender<Change>,
+}
+
+impl Handle {
+    /// Puts another configuration in force: addresses, certificate, passwords, lists, headers. All
+    /// of it or nothing: on an error the server goes on as it was. `request_queue_size` and
+    /// `max_connections` stay as they were at the start. (REST-453)
+    pub async fn reconfigure(&self, config: RestConfig) -> Result<(), ApiError> {
+        let (reply, outcome) = oneshot::channel();
+        self.changes.send((config, reply)).await.map_err(|_| ApiError::Ended)?;
+        outcome.await.map_err(|_| ApiError::Ended)?
+    }
+}
+
+/// The part of the configuration that a reload replaces.
+#[derive(Clone, Debug)]
+pub struct Current {
+    pub access: Arc<Access>,
+    dress: Arc<Dress>,
     tls: Option<Arc<ServerConfig>>,
-    dress: Dress,
+    handshake_timeout: Duration,
+    pub request_timeout: Duration,
+}
+
+impl Current {
+    pub fn of(config: &RestConfig) -> Result<Self, ApiError> {
+        Ok(Self {
+            access: Arc::new(Access::new(config)),
+            dress: Arc::new(Dress::new(config).map_err(|header| ApiError::Header { header })?),
+            tls: tls::load(config)?,
+            handshake_timeout: config.handshake_timeout,
+            request_timeout: config.request_timeout,
+        })
+    }
 }
 
 /// Binds and serves until `shutdown` completes, and one second more at most.
@@ -73,19 +118,27 @@ pub async fn serve(
     Ok(())
 }
 
+async fn listeners(config: &RestConfig) -> Result<Vec<TcpListener>, ListenError> {
+    listen::bind(&config.listen, config.request_queue_size.max(128)).await
+}
+
 impl Server {
     /// Takes the address and reads the certificate, so that what is wrong is known at the start.
     pub async fn bind(config: RestConfig) -> Result<Self, ApiError> {
-        let dress = Dress::new(&config)?;
-        let tls = tls::load(&config)?;
-        let backlog = config.request_queue_size.max(128);
-        let listeners = listen::bind(&config.listen, backlog).await?;
-        Ok(Self { listeners, config, tls, dress })
+        let current = Current::of(&config)?;
+        let listeners = listeners(&config).await?;
+        let (sender, changes) = mpsc::channel(1);
+        let handle = Handle { changes: sender };
+        Ok(Self { listeners, config, current, handle, changes })
     }
 
     /// Where it listens, with the port the system chose for port 0.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// Serves. Dropping the future stops accepting at once and ends the connections within the
@@ -96,87 +149,97 @@ impl Server {
         orders: mpsc::Sender<Order>,
         shutdown: impl Future<Output = ()>,
     ) {
-        let Self { listeners, config, tls, dress } = self;
+        let Self { listeners: bound, mut config, current, handle: _handle, mut changes } = self;
         let tally = Arc::new(Tally::default());
+        let (put, current) = watch::channel(current);
         let context = Context {
             shelf: Shelf::new(snapshot, orders),
-            access: Arc::new(Access::new(&config)),
+            current: current.clone(),
             tally: Arc::clone(&tally),
-            request_timeout: config.request_timeout,
         };
         let (closing, closed) = watch::channel(false);
         let (alive, mut all_gone) = mpsc::channel::<()>(1);
-        let (tls_now, tls_seen) = watch::channel(tls);
         let door = Arc::new(Door {
             service: warp::service(routes(&context)),
-            dress,
             connections: Connections::new(config.max_connections.max(1), tally),
-            tls: tls_seen,
-            handshake_timeout: config.handshake_timeout,
-            request_timeout: config.request_timeout,
+            current,
         });
-        let mut tasks = JoinSet::new();
-        for listener in listeners {
-            tasks.spawn(accept(listener, Arc::clone(&door), closed.clone(), alive.clone()));
-        }
-        if config.certfile.is_some() {
-            tasks.spawn(reload_certificate(config, tls_now));
+        let open = |listeners: Vec<TcpListener>| {
+            let mut accepting = JoinSet::new();
+            for listener in listeners {
+                accepting.spawn(accept(listener, Arc::clone(&door), closed.clone(), alive.clone()));
+            }
+            accepting
+        };
+        let mut accepting = open(bound);
+        let mut certificate = tls::changed_at(&config);
+        let mut shutdown = pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = shutdown.as_mut() => break,
+                Some((wanted, reply)) = changes.recv() => {
+                    let moves = wanted.listen != config.listen;
+                    let prepared = tokio::select! {
+                        () = shutdown.as_mut() => break,
+                        prepared = prepare(&wanted, moves) => prepared,
+                    };
+                    let outcome = match prepared {
+                        Err(why) => Err(why),
+                        Ok((current, bound)) => {
+                            certificate = tls::changed_at(&wanted);
+                            config = wanted;
+                            let _ = put.send(current);
+                            if let Some(bound) = bound {
+                                std::mem::replace(&mut accepting, open(bound)).shutdown().await;
+                            }
+                            Ok(())
+                        }
+                    };
+                    let _ = reply.send(outcome);
+                }
+                () = tokio::time::sleep(CERTIFICATE_CHECK), if config.certfile.is_some() => {
+                    let now = tls::changed_at(&config);
+                    if now != certificate {
+                        certificate = now;
+                        renew_certificate(&config, &put);
+                    }
+                }
+            }
         }
         drop(alive);
-        shutdown.await;
-        tasks.shutdown().await;
+        accepting.shutdown().await;
         let _ = closing.send(true);
         // Every connection ends itself within the grace; this only waits for them.
         let _ = tokio::time::timeout(GRACE + Duration::from_millis(100), all_gone.recv()).await;
     }
 }
 
+/// Everything that can go wrong with a new configuration, before anything of the old is given up.
+async fn prepare(
+    config: &RestConfig,
+    moves: bool,
+) -> Result<(Current, Option<Vec<TcpListener>>), ApiError> {
+    let current = Current::of(config)?;
+    let bound = if moves { Some(listeners(config).await?) } else { None };
+    Ok((current, bound))
+}
+
+/// Takes a renewed certificate into use for new connections; a broken one leaves the old in use.
+fn renew_certificate(config: &RestConfig, put: &watch::Sender<Current>) {
+    match tls::load(config) {
+        Ok(fresh) => {
+            tracing::info!("REST API: the certificate changed on disk and is in use now");
+            put.send_modify(|current| current.tls = fresh);
+        }
+        Err(why) => tracing::warn!(%why, "REST API: the old certificate stays in use"),
+    }
+}
+
 /// What every connection needs.
 struct Door<S> {
     service: S,
-    dress: Dress,
     connections: Arc<Connections>,
-    tls: watch::Receiver<Option<Arc<ServerConfig>>>,
-    handshake_timeout: Duration,
-    request_timeout: Duration,
-}
-
-/// The headers every full answer carries.
-#[derive(Clone, Debug)]
-struct Dress {
-    server: HeaderValue,
-    extra: Vec<(HeaderName, HeaderValue)>,
-}
-
-impl Dress {
-    fn new(config: &RestConfig) -> Result<Self, ApiError> {
-        let mut extra: Vec<(HeaderName, HeaderValue)> = Vec::new();
-        let https = config.https_extra_headers.iter().filter(|_| config.certfile.is_some());
-        for (name, value) in config.http_extra_headers.iter().chain(https) {
-            let error = || ApiError::Header { header: format!("{name}: {value}") };
-            let name = HeaderName::try_from(name.as_str()).map_err(|_| error())?;
-            let value = HeaderValue::try_from(value.as_str()).map_err(|_| error())?;
-            extra.retain(|(earlier, _)| *earlier != name);
-            extra.push((name, value));
-        }
-        let server = HeaderValue::try_from(config.server_tokens.header())
-            .map_err(|_| ApiError::Header { header: "Server".to_owned() })?;
-        Ok(Self { server, extra })
-    }
-
-    /// Bare answers stay bare; error pages get no extra headers. (REST-002, REST-302)
-    fn put_on(&self, response: &mut Response) {
-        let is_normal = response.extensions_mut().remove::<Normal>().is_some();
-        let headers = response.headers_mut();
-        if headers.contains_key(CONTENT_TYPE) {
-            headers.insert(SERVER, self.server.clone());
-        }
-        if is_normal {
-            for (name, value) in &self.extra {
-                headers.insert(name.clone(), value.clone());
-            }
-        }
-    }
+    current: watch::Receiver<Current>,
 }
 
 async fn accept<S>(
@@ -222,13 +285,13 @@ async fn greet<S>(
     S: Service<http::Request<Incoming>, Response = Response, Error = Infallible> + Clone,
 {
     let mut peer = Peer { address: address.ip().to_canonical(), has_certificate: false };
-    let tls = door.tls.borrow().clone();
+    let Current { tls, handshake_timeout, .. } = door.current.borrow().clone();
     let Some(tls) = tls else {
         return talk(TokioIo::new(stream), peer, door, place, closed).await;
     };
     let handshake = TlsAcceptor::from(tls).accept(stream);
     tokio::select! {
-        shaken = tokio::time::timeout(door.handshake_timeout, handshake) => match shaken {
+        shaken = tokio::time::timeout(handshake_timeout, handshake) => match shaken {
             Ok(Ok(stream)) => {
                 peer.has_certificate = stream.get_ref().1.peer_certificates().is_some();
                 talk(TokioIo::new(stream), peer, door, place, closed).await;
@@ -252,8 +315,12 @@ async fn talk<S, IO>(
     IO: Read + Write + Unpin,
 {
     let line = Arc::clone(&place.line);
+    let request_timeout = door.current.borrow().request_timeout;
     let service = service_fn(|mut request: http::Request<Incoming>| {
         line.begins();
+        // (REST-009)
+        let logged = tracing::enabled!(tracing::Level::DEBUG)
+            .then(|| (request.method().clone(), request.uri().clone(), boottime()));
         if !is_readable(request.method()) {
             request.extensions_mut().insert(peer);
         }
@@ -261,14 +328,19 @@ async fn talk<S, IO>(
         let (line, door) = (&line, &door);
         async move {
             let Ok(mut response) = answering.await;
-            door.dress.put_on(&mut response);
+            door.current.borrow().dress.put_on(&mut response);
+            if let Some((method, target, started)) = logged {
+                let status = response.status().as_u16();
+                let took_ms = boottime().since(started);
+                tracing::debug!(peer = %peer.address, %method, %target, status, took_ms, "request");
+            }
             line.ends();
             Ok::<_, Infallible>(response)
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(door.request_timeout)
+        .header_read_timeout(request_timeout)
         .max_buf_size(HEADER_LIMIT)
         .half_close(true)
         .serve_connection(io, service);
@@ -290,25 +362,5 @@ async fn talk<S, IO>(
     };
     if let Err(why) = ended {
         tracing::debug!(peer = %peer.address, %why, "REST API: a connection ended early");
-    }
-}
-
-/// Takes a renewed certificate into use for new connections; a broken one leaves the old in use.
-async fn reload_certificate(config: RestConfig, tls: watch::Sender<Option<Arc<ServerConfig>>>) {
-    let mut loaded = tls::changed_at(&config);
-    loop {
-        tokio::time::sleep(CERTIFICATE_CHECK).await;
-        let now = tls::changed_at(&config);
-        if now == loaded {
-            continue;
-        }
-        loaded = now;
-        match tls::load(&config) {
-            Ok(fresh) => {
-                tracing::info!("REST API: the certificate changed on disk and is in use now");
-                let _ = tls.send(fresh);
-            }
-            Err(why) => tracing::warn!(%why, "REST API: the old certificate stays in use"),
-        }
     }
 }

@@ -5,6 +5,7 @@
 use crate::api::access::{Peer, Refused};
 use crate::api::asked::writes;
 use crate::api::order::Order;
+use crate::api::serve::Current;
 use crate::api::snapshot::Snapshot;
 use crate::api::{Context, answer};
 use bytes::{Buf, Bytes, BytesMut};
@@ -66,7 +67,6 @@ where
                     Err(refusal) => refusal,
                 };
                 context.tally.count(endpoint, response.status());
-                tracing::debug!(endpoint, status = response.status().as_u16(), "changing request");
                 response
             }
         })
@@ -83,7 +83,8 @@ async fn enter<B: Buf>(
 ) -> Result<Document, Response> {
     let mut body = pin!(body);
     let snapshot = context.shelf.at(boottime()).snapshot.clone();
-    if let Err(refused) = context.access.check(endpoint, peer, headers, &snapshot).await {
+    let Current { access, request_timeout, .. } = context.current.borrow().clone();
+    if let Err(refused) = access.check(endpoint, peer, headers, &snapshot).await {
         drain(body).await;
         return Err(refusal(refused));
     }
@@ -100,7 +101,7 @@ async fn enter<B: Buf>(
         None => match announced(headers) {
             Ok(length) => {
                 let read = collect(body.as_mut(), length);
-                match tokio::time::timeout(context.request_timeout, read).await {
+                match tokio::time::timeout(request_timeout, read).await {
                     Ok(read) => read.and_then(|bytes| parse(&bytes)),
                     Err(_) => return Err(answer::page(StatusCode::REQUEST_TIMEOUT)),
                 }

@@ -121,6 +121,7 @@ pub struct Served {
     pub address: SocketAddr,
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     pub orders: mpsc::Receiver<Order>,
+    pub handle: crate::api::Handle,
     stop: Option<oneshot::Sender<()>>,
     pub running: JoinHandle<()>,
 }
@@ -133,13 +134,14 @@ impl Served {
     pub async fn with(config: RestConfig, snapshot: Snapshot) -> Self {
         let server = ApiServer::bind(config).await.expect("a free port");
         let address = server.addresses()[0];
+        let handle = server.handle();
         let (snapshots, seen) = watch::channel(Arc::new(snapshot));
         let (sender, orders) = mpsc::channel(16);
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server.run(seen, sender, async move {
             let _ = stopped.await;
         }));
-        Self { address, snapshots, orders, stop: Some(stop), running }
+        Self { address, snapshots, orders, handle, stop: Some(stop), running }
     }
 
     pub fn stop(&mut self) {

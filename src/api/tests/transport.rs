@@ -148,3 +148,38 @@ async fn what_cannot_be_served_is_said_before_serving() {
     let why = crate::api::Server::bind(config).await.expect_err("no certificate").to_string();
     assert!(why.contains("restapi.certfile") && why.contains("/nowhere/server.pem"), "{why}");
 }
+
+/// Proves REST-453, REST-313, REST-314 (do better): a reload takes all of the new configuration or
+/// nothing, and open connections go on.
+#[tokio::test]
+async fn a_reload_is_all_or_nothing() {
+    let mut served = Served::new(primary()).await;
+    let old = served.address;
+    let mut kept = served.connect().await;
+    assert_eq!(kept.ask("GET", "/primary", "", b"").await.expect("an answer").status, 200);
+
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let busy = taken.local_addr().expect("an address").to_string();
+    let mut secured = RestConfig::on(busy.clone());
+    secured.credentials =
+        Some(crate::api::Credentials { username: "u".into(), password: "p".into() });
+    let why = served.handle.reconfigure(secured.clone()).await.expect_err("the port is taken");
+    assert!(why.to_string().contains("in use"), "{why}");
+    assert_eq!(served.ask("POST", "/sigterm", "", b"").await.status, 202, "as it was");
+
+    drop(taken);
+    served.handle.reconfigure(secured.clone()).await.expect("it moves");
+    served.address = busy.parse().expect("an address");
+    assert_eq!(served.ask("POST", "/sigterm", "", b"").await.status, 401, "the new rules");
+    assert_eq!(kept.ask("GET", "/primary", "", b"").await.expect("an answer").status, 200);
+    assert!(TcpStream::connect(old).await.is_err(), "the old address is given up");
+
+    secured.certfile = Some("/nowhere".into());
+    let why = served.handle.reconfigure(secured).await.expect_err("no certificate");
+    assert!(why.to_string().contains("/nowhere"), "{why}");
+    assert_eq!(served.get("/primary").await.status, 200);
+    served.stop();
+    tokio::time::timeout(PATIENCE, &mut served.running).await.expect("ends").expect("cleanly");
+    let ended = served.handle.reconfigure(RestConfig::on("127.0.0.1:0")).await;
+    assert!(matches!(ended, Err(crate::api::ApiError::Ended)), "{ended:?}");
+}
