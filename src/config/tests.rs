@@ -496,6 +496,24 @@ fn patronis_own_file_loads_without_a_warning() {
     assert!(settings.postgresql.use_pg_rewind);
 }
 
+/// The examples are what a newcomer copies.
+#[test]
+fn the_examples_load_without_a_warning() {
+    let raft = include_str!("../../config-examples/raft.yml");
+    let etcd = include_str!("../../config-examples/etcd.yml");
+    for (text, compiled) in [(raft, cfg!(feature = "raft")), (etcd, cfg!(feature = "etcd"))] {
+        if !compiled {
+            assert!(load_text(text).unwrap_err().to_string().contains("cargo build --features"));
+            continue;
+        }
+        let (local, warnings) = load_text(text).unwrap();
+        assert_eq!(warnings, []);
+        let (settings, warnings) = effective(&local, &local.first_dynamic()).unwrap();
+        assert_eq!(warnings, []);
+        assert!(settings.postgresql.use_pg_rewind && local.restapi.authentication.is_some());
+    }
+}
+
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
