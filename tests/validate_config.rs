@@ -1,5 +1,6 @@
 //! `hathi validate-config` and the checks before a start, through the binary as a user runs it.
 
+use hathi_test_support::osuser;
 use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::Path;
@@ -16,7 +17,7 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = osuser::server_dir("hathi-validate");
         let ports: Vec<TcpListener> =
             (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let port = |n: usize| ports[n].local_addr().unwrap().port();
@@ -52,7 +53,8 @@ impl Node {
 
 fn run_with(args: &[&str], file: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hathi"));
-    command.args(args).arg(file).env_clear().env("PATH", "/usr/bin:/bin").output().unwrap()
+    let command = command.args(args).arg(file).env_clear().env("PATH", "/usr/bin:/bin");
+    osuser::as_server(command).output().unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -193,31 +195,38 @@ fn files_that_cannot_be_used() {
     }
 }
 
-/// What bad input gets from `hathi FILE.yml`: a clear line, a non-zero exit, nothing touched.
+/// What bad input gets from `hathi FILE.yml`: one clear line, a non-zero exit, nothing touched.
 #[test]
 fn a_start_that_cannot_succeed_touches_nothing() {
     for (path, value, words) in [
-        ("/postgresql/bin_dir", json!("/nonexistent"), "bin_dir /nonexistent: there is no program"),
-        ("/postgresql/data_dir", json!("/dev/null/x"), "/dev/null is not a directory"),
-        ("/postgresql/data_dir", json!("/proc/x"), "/proc"),
+        ("/postgresql/bin_dir", json!("/nonexistent"), "bin_dir /nonexistent"),
+        ("/postgresql/data_dir", json!("/dev/null/x"), "data_dir"),
+        ("/postgresql/data_dir", json!("/proc/x"), "data_dir: cannot write to /proc"),
         ("/restapi/listen", json!("192.0.2.1:1"), "this machine does not have that address"),
+        ("/postgresql/listen", json!("192.0.2.1:1"), "not an address of this machine"),
     ] {
         let mut node = Node::new();
         *node.yaml.pointer_mut(path).unwrap() = value;
-        let output = node.run(&[]);
-        let text = stderr(&output);
-        assert_eq!(output.status.code(), Some(1), "{text}");
-        // As root that is said too; a line each.
-        let root = text.contains("running as root");
-        assert!(text.contains(words) || (path.ends_with("data_dir") && root), "{path}: {text}");
-        assert!(text.lines().all(|line| line.starts_with("hathi: ")), "{text}");
-        assert!(!node.dir.path().join("data").exists() && !node.dir.path().join("raft").exists());
+        refused(&node, words);
     }
     let node = Node::new();
     let _taken = TcpListener::bind(("127.0.0.1", node.rest)).unwrap();
+    refused(&node, "restapi.listen");
+    let mut node = Node::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listener = TcpListener::bind(taken).unwrap();
+    node.yaml["postgresql"]["listen"] = json!(taken.to_string());
+    refused(&node, "postgresql.listen");
+    drop(listener);
+}
+
+fn refused(node: &Node, words: &str) {
     let output = node.run(&[]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("the port is in use"), "{}", stderr(&output));
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.starts_with("hathi: ") && text.lines().count() == 1, "{text}");
+    assert!(text.contains(words), "{words}: {text}");
+    assert!(!node.dir.path().join("data").exists() && !node.dir.path().join("raft").exists());
 }
 
 #[test]

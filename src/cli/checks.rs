@@ -6,25 +6,17 @@ use std::io::ErrorKind;
 use std::net::{TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
-/// All that stands in the way of starting the agent.
+/// What stands in the way of starting the agent: the first obstacle.
 ///
 /// # Errors
-/// One line per problem.
+/// One line.
 pub fn before_start(local: &Local, settings: &Settings) -> anyhow::Result<()> {
-    let mut problems = Vec::new();
-    problems.extend(root());
-    problems.extend(data_dir(&local.postgresql.data_dir));
-    problems.extend(binaries(local, settings));
-    problems.extend(ports(local));
-    if problems.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(problems.join("\nhathi: "))) }
-}
-
-fn root() -> Option<String> {
-    rustix::process::geteuid().is_root().then(|| {
-        "running as root, which PostgreSQL refuses; start hathi as the user that owns the data \
-         directory, usually postgres"
-            .to_owned()
-    })
+    let postgres = crate::postgres::Settings::from_config(local, settings);
+    crate::postgres::preflight(&postgres).map_err(anyhow::Error::msg)?;
+    match own_ports(local).into_iter().next() {
+        Some(problem) => Err(anyhow::Error::msg(problem)),
+        None => Ok(()),
+    }
 }
 
 /// The data directory, or the nearest directory it would be made in, must be ours to write.
@@ -85,13 +77,19 @@ pub fn find(bin_dir: Option<&Path>, name: &str) -> Option<PathBuf> {
     }
 }
 
-/// Every port we will listen on. A PostgreSQL that runs already in our data directory keeps its own.
+/// Every port of this node. A PostgreSQL that runs already in our data directory keeps its own.
 pub fn ports(local: &Local) -> Vec<String> {
-    let mut problems = Vec::new();
-    problems.extend(listen("restapi.listen", &local.restapi.listen));
+    let mut problems = own_ports(local);
     if !local.postgresql.data_dir.join("postmaster.pid").exists() {
         problems.extend(listen("postgresql.listen", &local.postgresql.listen));
     }
+    problems
+}
+
+/// The ports this process itself will listen on.
+fn own_ports(local: &Local) -> Vec<String> {
+    let mut problems = Vec::new();
+    problems.extend(listen("restapi.listen", &local.restapi.listen));
     match &local.dcs {
         DcsSection::Raft(raft) => {
             let hosts = vec![raft.bind_addr.host.clone()];

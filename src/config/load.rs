@@ -110,7 +110,7 @@ fn read(
     let mut document = Document::default();
     let mut warnings = Vec::new();
     let whole = environment.get(CONFIGURATION).filter(|text| !text.is_empty());
-    match (path.filter(|path| path.exists()), path, whole) {
+    match (path.filter(|path| path.try_exists().unwrap_or(true)), path, whole) {
         (Some(path), _, _) => {
             for file in files(path)? {
                 let text = std::fs::read_to_string(&file)
