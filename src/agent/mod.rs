@@ -1,19 +1,25 @@
-//! The shell around the core: the event loop, the executor of decisions, the clients.
+//! The shell around the core: it gives the ports their world and the loop its reasons to look.
+//!
+//! ```text
+//!  signals, store watch, postmaster's end ──► events ──► ha::run (decides, acts through ports)
+//!  orders of the REST API ──► orders ──► ha::manual, store           │ Seen
+//!  snapshot ◄── publisher ◄──────────────────────────────────────────┘
+//!  lease keeper: a thread of its own
+//! ```
+//! Wiring only: nothing in here decides about leadership.
 
+mod clock;
+mod configuration;
+mod events;
+mod orders;
 pub mod peers;
+mod publisher;
+mod run;
 pub mod store;
+mod unguarded;
+mod welcome;
 
-use crate::config::{Local, Warning};
-
-/// Runs the agent of this node until it is told to stop. `warnings` are logged already; the REST
-/// API may show them.
-///
-/// # Errors
-/// What the operator has to read, in one line.
-pub async fn run(local: Local, warnings: Vec<Warning>) -> anyhow::Result<()> {
-    let _ = (local, warnings);
-    anyhow::bail!("the agent is not built yet")
-}
+pub use run::{AgentError, run};
 
 /// The guard's own `main`: no runtime, no threads.
 pub fn guard_main(args: &[String]) -> std::process::ExitCode {

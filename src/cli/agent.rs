@@ -11,7 +11,8 @@ use std::path::Path;
 /// # Errors
 /// What the operator has to read, in one line per problem; nothing was touched then.
 pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
-    let (local, warnings) = config::load(path, &environment())?;
+    let environment = environment();
+    let (local, warnings) = config::load(path, &environment)?;
     let (settings, _) = config::effective(&local, &local.first_dynamic())?;
     checks::before_start(&local, &settings)?;
     logging::start(&local.log).context("log.dir")?;
@@ -24,5 +25,6 @@ pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the runtime cannot be started")?;
-    runtime.block_on(crate::agent::run(local, warnings))
+    let source = (path.map(Path::to_path_buf), environment);
+    runtime.block_on(crate::agent::run(local, source)).map_err(Into::into)
 }

@@ -1,0 +1,256 @@
+//! The configuration in force: local file under the dynamic document, and what follows a change.
+//! (HA-002, HA-019, CFG-007, CFG-038, CFG-039)
+
+use crate::config::{self, Local, Settings, SynchronousMode};
+use crate::ha;
+use crate::ha::ports::Configuration;
+use crate::postgres::{self, LocalPostgres};
+use async_trait::async_trait;
+use hathi_dcs::Dcs;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Beside the data: what the store said last, for a start without the store. (CFG-007, PG-357)
+const CACHE: &str = "patroni.dynamic.json";
+
+struct InForce {
+    local: Local,
+    dynamic: Map<String, Value>,
+    settings: Arc<ha::settings::Settings>,
+    /// What the cache file holds.
+    cached: Option<Map<String, Value>>,
+}
+
+/// The agent's [`Configuration`].
+pub struct InUse {
+    state: Mutex<InForce>,
+    /// The file or directory it came from; `None`: only the environment.
+    path: Option<PathBuf>,
+    /// As it was at the start: a reload merges it again. (CFG-071)
+    environment: config::Environment,
+    dcs: Arc<dyn Dcs>,
+    postgres: LocalPostgres,
+    /// Called after each change that is in force.
+    changed: Box<dyn Fn(&ha::settings::Settings, Map<String, Value>) + Send + Sync>,
+}
+
+/// What this version does not manage and must not ignore: one line, or nothing.
+pub fn unsupported(settings: &Settings) -> Option<String> {
+    if settings.standby_cluster.is_some() {
+        return Some(
+            "standby_cluster: this version of hathi does not run standby clusters; \
+             keep Patroni here, or remove the section"
+                .into(),
+        );
+    }
+    match settings.synchronous_mode {
+        SynchronousMode::Off => None,
+        SynchronousMode::On | SynchronousMode::Quorum => Some(
+            "synchronous_mode: this version of hathi does not manage synchronous replication; \
+             keep Patroni here, or switch it off"
+                .into(),
+        ),
+    }
+}
+
+/// What this version leaves out, and may: worth a warning.
+fn left_out(settings: &Settings) -> Vec<&'static str> {
+    let mut left = Vec::new();
+    if settings.failsafe_mode {
+        left.push("failsafe_mode is not built yet: without the store the primary is demoted");
+    }
+    if !settings.slots.is_empty() {
+        left.push("slots: permanent slots are kept if they exist, and not created");
+    }
+    left
+}
+
+/// The document to begin with: the cached one, else `bootstrap.dcs`. (CFG-007, CFG-008)
+pub fn first_document(local: &Local) -> Map<String, Value> {
+    let cached = std::fs::read_to_string(local.postgresql.data_dir.join(CACHE)).ok();
+    match cached.as_deref().map(serde_json::from_str) {
+        Some(Ok(Value::Object(document))) => document,
+        Some(Ok(_) | Err(_)) | None => local.first_dynamic(),
+    }
+}
+
+/// The core's settings for this configuration.
+pub fn for_core(local: &Local, now: &Settings) -> ha::settings::Settings {
+    let database = &now.postgresql.database;
+    let url = |address: &config::Address| format!("postgres://{address}/{database}");
+    ha::settings::Settings {
+        me: local.name.clone(),
+        timing: now.timing,
+        maximum_lag_on_failover: now.maximum_lag_on_failover,
+        primary_start_timeout: now.primary_start_timeout,
+        check_timeline: now.check_timeline,
+        max_timelines_history: now.max_timelines_history,
+        member_slots_ttl: now.member_slots_ttl,
+        use_slots: now.use_slots,
+        pause: now.pause,
+        may_bootstrap: local.bootstrap.is_some(),
+        remove_data_directory_on_rewind_failure: now
+            .postgresql
+            .remove_data_directory_on_rewind_failure,
+        remove_data_directory_on_diverged_timelines: now
+            .postgresql
+            .remove_data_directory_on_diverged_timelines,
+        tags: local.tags.published.clone(),
+        nofailover: local.tags.nofailover,
+        failover_priority: local.tags.failover_priority,
+        replicatefrom: local.tags.replicatefrom.clone(),
+        nostream: local.tags.nostream,
+        conn_url: url(&local.postgresql.connect_address),
+        api_url: local.api_url(),
+        proxy_url: local.postgresql.proxy_address.as_ref().map(url),
+    }
+}
+
+impl InUse {
+    pub fn new(
+        local: Local,
+        dynamic: Map<String, Value>,
+        settings: &Settings,
+        source: (Option<PathBuf>, config::Environment),
+        dcs: Arc<dyn Dcs>,
+        postgres: LocalPostgres,
+        changed: impl Fn(&ha::settings::Settings, Map<String, Value>) + Send + Sync + 'static,
+    ) -> Self {
+        let for_core = Arc::new(for_core(&local, settings));
+        let state = InForce { local, dynamic, settings: for_core, cached: None };
+        let (path, environment) = source;
+        Self {
+            state: Mutex::new(state),
+            path,
+            environment,
+            dcs,
+            postgres,
+            changed: Box::new(changed),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, InForce> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads file and environment again. (CFG-071 … CFG-073)
+    ///
+    /// # Errors
+    /// One line; the old configuration stays in force.
+    pub async fn reload(&self) -> Result<(), String> {
+        let (local, warnings) =
+            config::load(self.path.as_deref(), &self.environment).map_err(|e| e.to_string())?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        let dynamic = {
+            let state = self.state();
+            let old = &state.local;
+            let fixed = local.name == old.name
+                && local.scope == old.scope
+                && local.postgresql.data_dir == old.postgresql.data_dir;
+            if !fixed {
+                return Err("name, scope and postgresql.data_dir need a restart of hathi".into());
+            }
+            if local.dcs != old.dcs || local.restapi != old.restapi {
+                tracing::warn!("changes of the store's section and of restapi need a restart");
+            }
+            state.dynamic.clone()
+        };
+        let (settings, _) = config::effective(&local, &dynamic).map_err(|e| e.to_string())?;
+        self.put_in_force(local, dynamic, &settings).await
+    }
+
+    async fn put_in_force(
+        &self,
+        local: Local,
+        dynamic: Map<String, Value>,
+        settings: &Settings,
+    ) -> Result<(), String> {
+        if let Some(why) = unsupported(settings) {
+            return Err(why);
+        }
+        for what in left_out(settings) {
+            tracing::warn!("{what}");
+        }
+        let core = Arc::new(for_core(&local, settings));
+        let of_postgres = postgres::Settings::from_config(&local, settings);
+        let timing_changed = {
+            let mut state = self.state();
+            let changed = state.settings.timing != core.timing;
+            *state = InForce {
+                local,
+                dynamic: dynamic.clone(),
+                settings: core.clone(),
+                cached: state.cached.take(),
+            };
+            changed
+        };
+        if timing_changed {
+            self.dcs.set_timing(core.timing);
+        }
+        (self.changed)(&core, dynamic);
+        self.postgres.set_settings(Arc::new(of_postgres));
+        self.postgres.apply_configuration().await.map_err(|error| error.to_string())
+    }
+
+    /// Writes the cache file if it is not what is in force and there is a data directory for it.
+    pub fn write_cache(&self) {
+        let (path, document) = {
+            let mut state = self.state();
+            let data_dir = state.local.postgresql.data_dir.clone();
+            let same = state.cached.as_ref() == Some(&state.dynamic);
+            if same || !data_dir.join("global/pg_control").exists() {
+                return;
+            }
+            state.cached = Some(state.dynamic.clone());
+            (data_dir.join(CACHE), state.dynamic.clone())
+        };
+        if let Err(why) = replace(&path, &Value::Object(document).to_string()) {
+            tracing::warn!("{}: {why}", path.display());
+        }
+    }
+}
+
+fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[async_trait]
+impl Configuration for InUse {
+    fn settings(&self) -> Arc<ha::settings::Settings> {
+        self.state().settings.clone()
+    }
+
+    fn dynamic(&self) -> Map<String, Value> {
+        self.state().dynamic.clone()
+    }
+
+    async fn apply(&self, dynamic: &Map<String, Value>) -> Result<(), String> {
+        if dynamic.is_empty() {
+            return Ok(()); // CFG-039
+        }
+        let local = self.state().local.clone();
+        let outcome = match config::effective(&local, dynamic) {
+            Ok((settings, warnings)) => {
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                self.put_in_force(local, dynamic.clone(), &settings).await
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(why) = &outcome {
+            tracing::error!("/config: {why}");
+        }
+        outcome
+    }
+}

@@ -1,0 +1,98 @@
+//! What a turn saw goes to the REST API and to the log. (docs/design.md section 2)
+
+use crate::agent::configuration::InUse;
+use crate::api::Snapshot;
+use crate::ha::ports::{Observation, Publish, Seen, Server};
+use chrono::Utc;
+use hathi_dcs::{Millis, boottime};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tokio::sync::watch;
+
+/// Fills the snapshot, and says each change once.
+pub struct Publisher {
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    last_line: Mutex<String>,
+    last_read: Mutex<Millis>,
+    configuration: Mutex<Weak<InUse>>,
+}
+
+impl Publisher {
+    pub fn new(first: Snapshot) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+        let (snapshot, reader) = watch::channel(Arc::new(first));
+        let publisher = Self {
+            snapshot,
+            last_line: Mutex::default(),
+            last_read: Mutex::default(),
+            configuration: Mutex::new(Weak::new()),
+        };
+        (publisher, reader)
+    }
+
+    /// Whose cache file is kept up to date.
+    pub fn serves(&self, configuration: &Arc<InUse>) {
+        *lock(&self.configuration) = Arc::downgrade(configuration);
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+        self.snapshot.send_modify(|snapshot| change(Arc::make_mut(snapshot)));
+    }
+
+    /// The postmaster ended: the answers change now, not with the next turn. (REST-455, REST-490)
+    pub fn postmaster_ended(&self) {
+        self.change(|snapshot| {
+            snapshot.postgres.alive = false;
+            snapshot.postgres.server = Server::Down;
+            snapshot.postgres.is_primary = false;
+            snapshot.observed_at = boottime();
+        });
+    }
+
+    /// A look somebody asked for.
+    pub fn observed(&self, postgres: Observation, at: Millis) {
+        self.change(|snapshot| {
+            if snapshot.observed_at <= at {
+                snapshot.postgres = postgres;
+                snapshot.observed_at = at;
+            }
+        });
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Publish for Publisher {
+    fn publish(&self, seen: Seen) {
+        let read_at = seen.view.as_ref().map(|(_, at)| *at);
+        let read_anew = {
+            let mut last = lock(&self.last_read);
+            let anew = read_at.is_some_and(|at| at > *last);
+            *last = read_at.unwrap_or(*last).max(*last);
+            anew
+        };
+        self.change(|snapshot| {
+            snapshot.set_seen(&seen, boottime());
+            if read_anew {
+                snapshot.dcs_last_seen = Utc::now().timestamp();
+            }
+        });
+        let line = &seen.line;
+        let why: Vec<String> =
+            seen.reasons.iter().map(|reason| format!("{}: {}", reason.rule, reason.why)).collect();
+        let mut last = lock(&self.last_line);
+        if *last == *line {
+            tracing::debug!(target: "hathi::turn", reasons = why.join("; "), "{line}");
+        } else {
+            tracing::info!(target: "hathi::turn", "{line}");
+            if !why.is_empty() {
+                tracing::info!(target: "hathi::why", "{}", why.join("; "));
+            }
+            last.clone_from(line);
+        }
+        drop(last);
+        if let Some(configuration) = lock(&self.configuration).upgrade() {
+            configuration.write_cache();
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Before the loop begins: the store must answer, and the name must be free. (DCS-077, HA-141)
+
+use crate::agent::peers::{HttpClient, endpoint};
+use crate::config::Local;
+use hathi_dcs::{ClusterView, Dcs, DcsError, Deadline, Freshness, boottime};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two attempts to reach the store.
+const AGAIN: Duration = Duration::from_secs(5);
+const ATTEMPT_MS: u64 = 10_000;
+
+/// Asks until the store answers. A running PostgreSQL is not touched meanwhile; its guard keeps the
+/// time of its lease.
+pub async fn wait_for_store(dcs: &Arc<dyn Dcs>) -> ClusterView {
+    let mut said = None;
+    loop {
+        match dcs.load(Freshness::Latest, Deadline::in_ms(ATTEMPT_MS)).await {
+            Ok(view) => return view,
+            Err(error) => {
+                let line = first_words(&error);
+                if said.as_ref() != Some(&line) {
+                    tracing::warn!("waiting for the store ({}): {error}", dcs.kind());
+                    said = Some(line);
+                }
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// The kind of failure, without the numbers that differ each time.
+fn first_words(error: &DcsError) -> String {
+    match error {
+        DcsError::Unreachable { store, .. } => format!("unreachable {store}"),
+        DcsError::Refused { .. }
+        | DcsError::NotOwner { .. }
+        | DcsError::Conflict { .. }
+        | DcsError::NotRetriable { .. } => error.to_string(),
+    }
+}
+
+/// Does somebody else live under my name? Any HTTP answer at the address my member record shows
+/// means yes; at my own address only I can answer. (REST-345)
+pub async fn namesake(local: &Local, view: &ClusterView, client: &HttpClient) -> Option<String> {
+    let recorded = view.member(&local.name)?.data.api_url.clone()?;
+    if recorded == local.api_url() {
+        return None;
+    }
+    let url = endpoint(&recorded, "/liveness")?;
+    let by = Deadline(boottime().plus(3_000));
+    client.get(&url, by).await.ok().map(|_| {
+        format!(
+            "a member named {} runs already and answers at {recorded}; give this one another name",
+            local.name
+        )
+    })
+}
