@@ -1,0 +1,178 @@
+//! Who leads the store: signs of life, standing up after their end, ending leases.
+//!
+//! Which votes count is openraft's; when one stands up is ours. Nobody stands up before a majority,
+//! asked first, says that it has not heard of a leader either (the pre-vote openraft 0.9 lacks): so
+//! a member that was cut off comes back without unseating anybody.
+
+use crate::config::LEASE_MS;
+use crate::machine::Op;
+use crate::node::{Node, Phase, Sign, lock};
+use crate::peers::{Answer, Ask};
+use crate::types::LogId;
+use hathi_dcs::{Deadline, Millis, boottime};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Something between the two, different each time.
+fn between(least: u64, most: u64) -> u64 {
+    let random = RandomState::new().build_hasher().finish();
+    least + random % most.saturating_sub(least).max(1)
+}
+
+/// The leader wrote to us and we accept it.
+pub(crate) fn sign_of_life(node: &Node, leader: u64) {
+    *lock(&node.sign) = Sign { at: boottime(), leader: Some(leader), broken: false };
+}
+
+/// A connection from this member ended: if it leads, its process is likely gone.
+pub(crate) fn connection_broke(node: &Node, peer: u64) {
+    let mut sign = lock(&node.sign);
+    if sign.leader == Some(peer) {
+        sign.broken = true;
+        node.alarm.notify_one();
+    }
+}
+
+/// Would this member help to replace the leader by one whose log ends at `last`?
+pub(crate) fn would_vote(node: &Node, last: Option<LogId>, now: Millis) -> bool {
+    if *lock(&node.phase) != Phase::Member || last < node.log.last_log_id() {
+        return false;
+    }
+    if node.is_leader() {
+        return !node.network.quorum_heard().is_some_and(|heard| now.since(heard) < LEASE_MS);
+    }
+    let sign = *lock(&node.sign);
+    sign.leader.is_none() || now.since(sign.at) > LEASE_MS
+}
+
+/// Stands up when the leader has been silent for too long.
+pub(crate) async fn stand_up(node: Arc<Node>) {
+    let config = &node.config;
+    let alone = config.partner_addrs.is_empty();
+    let patience = || between(config.min_timeout_ms, config.max_timeout_ms);
+    let born = boottime();
+    let (first, mut round) = (between(300, 1_200), (boottime(), patience()));
+    loop {
+        if !may_stand(&node) {
+            tokio::time::sleep(Duration::from_millis(if alone { 100 } else { 500 })).await;
+            continue;
+        }
+        let sign = *lock(&node.sign);
+        if round.0 != sign.at {
+            round = (sign.at, patience());
+        }
+        let due = match (sign.leader, sign.broken) {
+            (_, _) if alone => born,
+            (None, _) => born.plus(first),
+            (Some(_), true) => sign.at.plus(LEASE_MS + 20 + round.1 % 300),
+            (Some(_), false) => sign.at.plus(round.1),
+        };
+        let left = Deadline(due).left();
+        if !left.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(left) => {}
+                () = node.alarm.notified() => {}
+            }
+            continue;
+        }
+        if majority_would_vote(&node).await {
+            tracing::info!("raft: no leader, standing for election");
+            if node.engine.trigger().elect().await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(between(500, 1_500))).await;
+        } else {
+            tokio::time::sleep(Duration::from_millis(between(150, 500))).await;
+        }
+    }
+}
+
+fn may_stand(node: &Node) -> bool {
+    let member = *lock(&node.phase) == Phase::Member;
+    let metrics = node.engine.server_metrics();
+    let metrics = metrics.borrow();
+    member
+        && metrics.state != openraft::ServerState::Leader
+        && metrics.membership_config.membership().voter_ids().any(|id| id == node.id)
+}
+
+async fn majority_would_vote(node: &Arc<Node>) -> bool {
+    let last = node.log.last_log_id();
+    let limit = Duration::from_millis(node.config.connection_timeout_ms.min(1_000));
+    let asks = node.network.peers.values().map(|peer| peer.ask(Ask::WouldVote(last), limit));
+    let needed = node.network.peers.len().div_ceil(2);
+    let mut asks: futures::stream::FuturesUnordered<_> = asks.collect();
+    let mut willing = 0;
+    while willing < needed {
+        match futures::StreamExt::next(&mut asks).await {
+            None => return false,
+            Some(Ok(Answer::WouldVote(true))) => willing += 1,
+            Some(_) => {}
+        }
+    }
+    true
+}
+
+/// While this member leads: signs of life, and leases that end. (DCS-193)
+pub(crate) async fn lead(node: Arc<Node>) {
+    let mut metrics = node.engine.server_metrics();
+    loop {
+        let leads = |m: &openraft::metrics::RaftServerMetrics<u64, openraft::BasicNode>| {
+            m.state == openraft::ServerState::Leader
+        };
+        if metrics.wait_for(leads).await.is_err() {
+            return;
+        }
+        tracing::info!("raft: this member leads the store");
+        let since = boottime();
+        let period = Duration::from_millis(node.config.append_entries_period_ms);
+        let mut sign = tokio::time::interval(period);
+        sign.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let alone = node.network.peers.is_empty();
+        while node.is_leader() {
+            let next = next_end(&node, since);
+            tokio::select! {
+                _ = sign.tick(), if !alone => {
+                    if node.engine.trigger().heartbeat().await.is_err() {
+                        return;
+                    }
+                }
+                () = ends(next.map(|(at, _, _)| at)) => {
+                    if let Some((_, lease, seen)) = next {
+                        let command = node.command(Op::Expire { lease, seen });
+                        if let Err(why) = node.write_here(command).await {
+                            tracing::debug!("raft: ending a lease: {why}");
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
+                    }
+                }
+                () = node.state.leases.notified() => {}
+                changed = metrics.changed() => if changed.is_err() { return },
+            }
+        }
+        tracing::info!("raft: this member does not lead the store any more");
+    }
+}
+
+/// The lease that ends first: when, which, and what this member last saw of it.
+///
+/// A ttl after this member itself saw it kept alive, which is later than its owner counts from,
+/// whoever led then; so a change of leaders never shortens a lease. And not before half a ttl of
+/// this leader's time, so that an owner who could not renew while there was no leader is heard.
+fn next_end(node: &Node, since: Millis) -> Option<(Millis, u64, u64)> {
+    let copy = node.state.copy();
+    let leases = copy.machine.leases.iter().map(|(id, lease)| {
+        let kept = copy.kept.get(id).map_or(since, |kept| kept.at);
+        let end = kept.plus(lease.ttl_ms).max(since.plus(lease.ttl_ms / 2));
+        (end, *id, lease.kept_at)
+    });
+    leases.min()
+}
+
+async fn ends(at: Option<Millis>) {
+    match at {
+        None => std::future::pending().await,
+        Some(at) => tokio::time::sleep(Deadline(at).left()).await,
+    }
+}

@@ -1,0 +1,126 @@
+//! What openraft sends, over our connections.
+
+use crate::peers::{Answer, Ask, Peer};
+use crate::types::{
+    Append, AppendReply, Chunk, ChunkReply, Raft, VoteAsk, VoteReply,
+};
+use crate::wire::WireError;
+use hathi_dcs::{Millis, boottime};
+use openraft::BasicNode;
+use openraft::error::{InstallSnapshotError, RPCError, RaftError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Every other member, and when each last accepted something of ours.
+#[derive(Clone)]
+pub(crate) struct Network {
+    pub(crate) peers: Arc<BTreeMap<u64, Peer>>,
+    acks: Arc<Mutex<HashMap<u64, Millis>>>,
+}
+
+impl Network {
+    pub(crate) fn new(peers: BTreeMap<u64, Peer>) -> Self {
+        Self { peers: Arc::new(peers), acks: Arc::default() }
+    }
+
+    /// When a majority, this member included, was last known to follow this member; `None`: never.
+    pub(crate) fn quorum_heard(&self) -> Option<Millis> {
+        let needed = self.peers.len().div_ceil(2);
+        if needed == 0 {
+            return Some(boottime());
+        }
+        let acks = self.acks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard: Vec<_> = acks.values().copied().collect();
+        heard.sort_unstable();
+        heard.iter().rev().nth(needed - 1).copied()
+    }
+}
+
+impl RaftNetworkFactory<Raft> for Network {
+    type Network = Line;
+
+    async fn new_client(&mut self, target: u64, _node: &BasicNode) -> Line {
+        Line { target, peer: self.peers.get(&target).cloned(), network: self.clone() }
+    }
+}
+
+/// The line to one member.
+pub(crate) struct Line {
+    target: u64,
+    peer: Option<Peer>,
+    network: Network,
+}
+
+type Failed<E> = RPCError<u64, BasicNode, E>;
+
+impl Line {
+    async fn ask<E: std::error::Error>(
+        &self,
+        ask: Ask,
+        option: &RPCOption,
+    ) -> Result<Answer, Failed<E>> {
+        let Some(peer) = &self.peer else {
+            let error = WireError::Refused("the configuration does not name it".to_owned());
+            return Err(RPCError::Unreachable(Unreachable::new(&error)));
+        };
+        match peer.ask(ask, option.hard_ttl()).await {
+            Ok(Answer::No(why)) => {
+                Err(RPCError::Unreachable(Unreachable::new(&WireError::Refused(why))))
+            }
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(RPCError::Unreachable(Unreachable::new(&error))),
+        }
+    }
+}
+
+fn forged<T, E: std::error::Error>() -> Result<T, Failed<E>> {
+    Err(RPCError::Unreachable(Unreachable::new(&WireError::Forged)))
+}
+
+impl RaftNetwork<Raft> for Line {
+    async fn append_entries(
+        &mut self,
+        rpc: Append,
+        option: RPCOption,
+    ) -> Result<AppendReply, Failed<RaftError<u64>>> {
+        let began = boottime();
+        match self.ask(Ask::Append(rpc), &option).await? {
+            Answer::Append(reply) => {
+                if !matches!(reply, AppendReply::HigherVote(_)) {
+                    let acks = self.network.acks.lock();
+                    acks.unwrap_or_else(PoisonError::into_inner).insert(self.target, began);
+                }
+                Ok(reply)
+            }
+            _ => forged(),
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        rpc: Chunk,
+        option: RPCOption,
+    ) -> Result<ChunkReply, Failed<RaftError<u64, InstallSnapshotError>>> {
+        match self.ask(Ask::Chunk(rpc), &option).await? {
+            Answer::Chunk(reply) => Ok(reply),
+            _ => forged(),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteAsk,
+        option: RPCOption,
+    ) -> Result<VoteReply, Failed<RaftError<u64>>> {
+        match self.ask(Ask::Vote(rpc), &option).await? {
+            Answer::Vote(reply) => Ok(reply),
+            _ => forged(),
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(Duration::from_millis(200)))
+    }
+}
