@@ -117,10 +117,8 @@ impl DataDir {
     /// Creates it if need be, locks it and checks whose it is.
     pub(crate) fn open(path: &Path, cluster: &str, member: &str) -> Result<Self, StartError> {
         let dir = path.display().to_string();
-        let cannot = |error: io::Error| StartError::DataDir {
-            dir: dir.clone(),
-            why: error.to_string(),
-        };
+        let cannot =
+            |error: io::Error| StartError::DataDir { dir: dir.clone(), why: error.to_string() };
         std::fs::create_dir_all(path).map_err(cannot)?;
         let lock = OpenOptions::new()
             .write(true)

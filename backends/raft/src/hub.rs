@@ -106,9 +106,7 @@ impl Hub {
         });
         let thread = thread.map_err(|error| StartError::Runtime(error.to_string()))?;
         *lock(&self.thread) = Some(thread);
-        started
-            .recv()
-            .unwrap_or_else(|_| Err(StartError::Runtime("its thread ended".to_owned())))
+        started.recv().unwrap_or_else(|_| Err(StartError::Runtime("its thread ended".to_owned())))
     }
 
     fn slot(&self) -> RwLockReadGuard<'_, Slot> {
@@ -134,8 +132,7 @@ impl Hub {
         F: Future<Output = T> + Send + 'static,
     {
         let began = boottime();
-        let unreachable =
-            |why: String| DcsError::unreachable("raft", boottime().since(began), why);
+        let unreachable = |why: String| DcsError::unreachable("raft", boottime().since(began), why);
         let why = Arc::new(Mutex::new("this member's store does not answer".to_owned()));
         let node = match self.node() {
             Ok(node) => node,

@@ -55,7 +55,8 @@ pub(crate) fn has_history(node: &Node) -> bool {
 }
 
 fn log_has_history(log: &LogStore) -> bool {
-    log.vote().is_some_and(|vote| vote.committed) || log.last_log_id().is_some_and(|id| id.index > 0)
+    log.vote().is_some_and(|vote| vote.committed)
+        || log.last_log_id().is_some_and(|id| id.index > 0)
 }
 
 /// A leader writes to us: there is a cluster.
@@ -106,9 +107,11 @@ pub(crate) async fn form_or_wait(node: Arc<Node>) {
         let mut silent = Vec::new();
         let mut history = false;
         let limit = Duration::from_millis(node.config.connection_timeout_ms);
-        let asks = node.network.peers.values().map(|peer| async move {
-            (peer.addr.clone(), peer.ask(Ask::Who, limit).await)
-        });
+        let asks = node
+            .network
+            .peers
+            .values()
+            .map(|peer| async move { (peer.addr.clone(), peer.ask(Ask::Who, limit).await) });
         for (addr, answer) in futures::future::join_all(asks).await {
             match answer {
                 Ok(Answer::Who { history: theirs }) => history |= theirs,
@@ -126,7 +129,9 @@ pub(crate) async fn form_or_wait(node: Arc<Node>) {
         }
         let text = silent.join(", ");
         if said != text {
-            tracing::info!("raft: a new cluster begins when every member is there; missing: {text}");
+            tracing::info!(
+                "raft: a new cluster begins when every member is there; missing: {text}"
+            );
             said = text;
         }
         tokio::time::sleep(ROUND).await;

@@ -54,17 +54,13 @@ impl LogStore {
         let vote_path = dir.join("vote");
         let vote = match disk::read_whole(&vote_path)? {
             None => None,
-            Some(bytes) => Some(
-                serde_json::from_slice(&bytes).map_err(|e| disk::damaged(&vote_path, 0, e))?,
-            ),
+            Some(bytes) => {
+                Some(serde_json::from_slice(&bytes).map_err(|e| disk::damaged(&vote_path, 0, e))?)
+            }
         };
         let path = dir.join("log");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&path)
-            .map_err(cannot)?;
+        let mut file =
+            OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(cannot)?;
         let mut bytes = Vec::new();
         io::Read::read_to_end(&mut file, &mut bytes).map_err(cannot)?;
         let (mut entries, mut purged, mut at) = (BTreeMap::new(), None, 0);
@@ -96,15 +92,8 @@ impl LogStore {
             }
         }
         disk::sync_dir(dir).map_err(cannot)?;
-        let inner = Inner {
-            dir: dir.to_owned(),
-            file,
-            length: at,
-            live: at,
-            entries,
-            purged,
-            vote,
-        };
+        let inner =
+            Inner { dir: dir.to_owned(), file, length: at, live: at, entries, purged, vote };
         Ok(Self(Arc::new(Mutex::new(inner))))
     }
 

@@ -41,18 +41,43 @@ pub struct LeaseWish {
 pub enum Op {
     /// Take `key` with the value `lease.owner`, if it is absent or carries that value already; the
     /// lease lives on. `force`: whoever holds it. (DCS-002, DCS-003, DCS-005)
-    Hold { key: String, lease: LeaseWish, force: bool },
+    Hold {
+        key: String,
+        lease: LeaseWish,
+        force: bool,
+    },
     /// Delete `key` if its value is `me`, after writing `first`. (DCS-004)
-    Release { key: String, me: String, first: Option<(String, String)> },
-    Put { key: String, value: String, cond: Cond, lease: Option<LeaseWish> },
-    Delete { key: String, cond: Cond },
-    DeletePrefix { prefix: String },
-    KeepAlive { lease: LeaseWish },
+    Release {
+        key: String,
+        me: String,
+        first: Option<(String, String)>,
+    },
+    Put {
+        key: String,
+        value: String,
+        cond: Cond,
+        lease: Option<LeaseWish>,
+    },
+    Delete {
+        key: String,
+        cond: Cond,
+    },
+    DeletePrefix {
+        prefix: String,
+    },
+    KeepAlive {
+        lease: LeaseWish,
+    },
     /// What its owner lost; every lease of `owner`.
-    Revoke { owner: String },
+    Revoke {
+        owner: String,
+    },
     /// The leader saw the lease end, having last seen it kept alive at `seen`; a later keepalive
     /// wins. (DCS-193)
-    Expire { lease: u64, seen: u64 },
+    Expire {
+        lease: u64,
+        seen: u64,
+    },
     /// Nothing; its index orders a read.
     Nothing,
 }
@@ -201,8 +226,7 @@ impl Machine {
     }
 
     fn keep(&mut self, index: u64, wish: &LeaseWish, effects: &mut Effects) {
-        let lease =
-            Lease { ttl_ms: wish.ttl_ms.max(1), owner: wish.owner.clone(), kept_at: index };
+        let lease = Lease { ttl_ms: wish.ttl_ms.max(1), owner: wish.owner.clone(), kept_at: index };
         self.leases.insert(wish.id, lease);
         effects.leases.push(wish.id);
     }
@@ -300,8 +324,7 @@ mod tests {
     #[test]
     fn versions_compare() {
         let mut log = Log(Machine::default(), 10);
-        let put =
-            |cond| Op::Put { key: "sync".into(), value: "{}".into(), cond, lease: None };
+        let put = |cond| Op::Put { key: "sync".into(), value: "{}".into(), cond, lease: None };
         assert_eq!(log.run(put(Cond::Index(0))), Reply::Refused);
         assert_eq!(log.run(put(Cond::Absent)), Reply::Done(12));
         assert_eq!(log.run(put(Cond::Index(11))), Reply::Refused);

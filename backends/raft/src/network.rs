@@ -1,9 +1,7 @@
 //! What openraft sends, over our connections.
 
 use crate::peers::{Answer, Ask, Peer};
-use crate::types::{
-    Append, AppendReply, Chunk, ChunkReply, Raft, VoteAsk, VoteReply,
-};
+use crate::types::{Append, AppendReply, Chunk, ChunkReply, Raft, VoteAsk, VoteReply};
 use crate::wire::WireError;
 use hathi_dcs::{Millis, boottime};
 use openraft::BasicNode;

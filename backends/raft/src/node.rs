@@ -111,15 +111,10 @@ impl Node {
         };
         let engine_config = engine_config.validate().map_err(|error| failed(&error))?;
         let phase = join::first_phase(&data.path, &log);
-        let engine = Engine::new(
-            id,
-            Arc::new(engine_config),
-            network.clone(),
-            log.clone(),
-            state.clone(),
-        )
-        .await
-        .map_err(|error| failed(&error))?;
+        let engine =
+            Engine::new(id, Arc::new(engine_config), network.clone(), log.clone(), state.clone())
+                .await
+                .map_err(|error| failed(&error))?;
         let node = Arc::new(Self {
             client: wire::unique().map_err(|error| failed(&error))?,
             asked: AtomicU64::new(0),

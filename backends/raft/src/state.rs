@@ -103,7 +103,8 @@ impl Copy {
     fn install(&mut self, saved: Saved) {
         let now = boottime();
         let leases = saved.machine.leases.iter();
-        self.kept = leases.map(|(id, lease)| (*id, Kept { at: now, ttl_ms: lease.ttl_ms })).collect();
+        self.kept =
+            leases.map(|(id, lease)| (*id, Kept { at: now, ttl_ms: lease.ttl_ms })).collect();
         self.machine = saved.machine;
         self.applied = saved.meta.last_log_id;
         self.membership = saved.meta.last_membership.clone();
@@ -207,12 +208,10 @@ impl RaftStateMachine<Raft> for State {
 
 impl RaftSnapshotBuilder<Raft> for State {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Raft>, Failed> {
-        let failed =
-            |error: io::Error| StorageIOError::write_snapshot(None, AnyError::new(&error));
+        let failed = |error: io::Error| StorageIOError::write_snapshot(None, AnyError::new(&error));
         let saved = {
             let copy = self.copy();
-            let (term, index) =
-                copy.applied.map_or((0, 0), |id| (id.leader_id.term, id.index));
+            let (term, index) = copy.applied.map_or((0, 0), |id| (id.leader_id.term, id.index));
             let meta = Meta {
                 last_log_id: copy.applied,
                 last_membership: copy.membership.clone(),

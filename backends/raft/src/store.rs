@@ -89,9 +89,7 @@ impl RaftStore {
             | Op::Put { lease: Some(lease), .. } => Some((boottime(), lease.ttl_ms)),
             _ => None,
         };
-        let work = self
-            .hub
-            .call(by, |node, why| async move { node.write(op, by, &why).await });
+        let work = self.hub.call(by, |node, why| async move { node.write(op, by, &why).await });
         let (index, reply) = work.await?;
         let mut mine = lock(&self.mine);
         mine.index = mine.index.max(index);

@@ -3,9 +3,7 @@
 use super::{Group, soon, until};
 use crate::machine::{Cond, Op, Reply};
 use async_trait::async_trait;
-use hathi_dcs::conformance::{
-    Cannot, Fault, Harness, Needs, Outcome, Store, Target, run_all,
-};
+use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store, Target, run_all};
 use hathi_dcs::{Dcs, Timing};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
