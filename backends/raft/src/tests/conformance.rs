@@ -131,7 +131,7 @@ impl Store for Running {
             }
             Fault::HoldAnswers => self.group.hold_answers(self.home, true),
             Fault::ReleaseAnswers => self.group.hold_answers(self.home, false),
-            Fault::CutNextAnswer => self.group.cut_next(self.home),
+            Fault::CutAnswer(pass) => self.group.cut_after(self.home, pass),
             Fault::Compact => {
                 for n in self.all() {
                     let node = self.group.node(n);

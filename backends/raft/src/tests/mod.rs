@@ -12,7 +12,7 @@ use crate::peers::Answer;
 use crate::store::RaftStore;
 use hathi_dcs::{Deadline, MemberName, Scope, Timing};
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ use std::time::Duration;
 #[derive(Default)]
 pub(crate) struct Faults {
     hold: AtomicBool,
-    cut: AtomicBool,
+    /// The how-manieth answer from now is cut; 0: none.
+    cut: AtomicU32,
 }
 
 impl Faults {
@@ -28,7 +29,9 @@ impl Faults {
         while self.hold.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        if answer.is_ok() && self.cut.swap(false, Ordering::SeqCst) {
+        let count = |left: u32| left.checked_sub(1);
+        let counted = |_: &Answer| self.cut.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count);
+        if answer.as_ref().is_ok_and(|answer| counted(answer) == Ok(1)) {
             return Err("cut by the test".to_owned());
         }
         answer
@@ -167,8 +170,8 @@ impl Group {
         self.hubs[n].faults.hold.store(hold, Ordering::SeqCst);
     }
 
-    pub(crate) fn cut_next(&self, n: usize) {
-        self.hubs[n].faults.cut.store(true, Ordering::SeqCst);
+    pub(crate) fn cut_after(&self, n: usize, answers: u32) {
+        self.hubs[n].faults.cut.store(answers + 1, Ordering::SeqCst);
     }
 }
 
