@@ -8,6 +8,9 @@ use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Turn};
 use hathi_dcs::{Deadline, MemberName, Role};
 
+/// How soon a standby that does not stream yet is looked at again.
+const NOT_STREAMING_MS: u64 = 500;
+
 /// One turn behind this leader.
 pub async fn follow(turn: &mut Turn<'_>, leader: &MemberName) -> Decided {
     if turn.pg.is_primary && !broken(Breakage::KeepAfterLoss) {
@@ -29,7 +32,20 @@ pub async fn follow(turn: &mut Turn<'_>, leader: &MemberName) -> Decided {
     };
     let by = Deadline(turn.now().plus(2_000));
     match turn.ports.postgres.follow_change(Some(&upstream), by).await {
-        FollowChange::Nothing => Decided::line(no_action(turn, leader)),
+        FollowChange::Nothing => {
+            let line = Decided::line(no_action(turn, leader));
+            match &turn.pg.server {
+                // Others wait to see it stream; there is no event for the moment it begins.
+                Server::Standby(standby) if !standby.streaming && !standby.from_archive => {
+                    line.again_at(turn.now().plus(NOT_STREAMING_MS))
+                }
+                Server::Standby(_)
+                | Server::Primary { .. }
+                | Server::Down
+                | Server::Starting
+                | Server::Silent(_) => line,
+            }
+        }
         FollowChange::Reload => {
             turn.because("HA-125", format!("following {}", upstream.name));
             turn.memory.rewind.ask();

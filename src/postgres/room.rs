@@ -275,8 +275,12 @@ impl LocalPostgres {
 /// Ends when the postmaster does. Works for processes that are not our children.
 pub(super) async fn wait_for_exit(postmaster: &Postmaster) {
     if let Some(pidfd) = postmaster.pidfd() {
-        // SAFETY: the descriptor stays open as long as the registration: that owns a share of it.
-        match unsafe { AsyncFd::register(pidfd) } {
+        // A copy of its own: the runtime takes each descriptor once, and several may wait.
+        let watched = pidfd.try_clone().and_then(|own| {
+            // SAFETY: the registration owns the descriptor for as long as it lives.
+            unsafe { AsyncFd::register(own) }.map_err(Into::into)
+        });
+        match watched {
             Ok(pidfd) => {
                 // An error would mean that the descriptor is unusable; the loop below then looks.
                 let _ = pidfd.readable().await;
