@@ -1,6 +1,6 @@
 //! The one place where a section of the configuration becomes a store.
 
-use crate::config::DcsSection;
+use crate::config::{DcsSection, RaftSection};
 use hathi_dcs::{Dcs, MemberName, Scope, Timing};
 use std::sync::Arc;
 
@@ -12,6 +12,9 @@ pub enum StoreError {
         "{section}: this hathi was built without it; build with: cargo build --features {feature}"
     )]
     NotCompiledIn { section: &'static str, feature: &'static str },
+    #[cfg(feature = "raft")]
+    #[error(transparent)]
+    Raft(#[from] hathi_raft::StartError),
 }
 
 /// The store of this section. (CFG-006, design 1)
@@ -32,8 +35,51 @@ pub async fn open(
             let _ = (scope, me, timing);
             Err(StoreError::NotCompiledIn { section: "etcd3", feature: "etcd" })
         }
-        DcsSection::Raft(_) => Err(StoreError::NotCompiledIn { section: "raft", feature: "raft" }),
+        #[cfg(feature = "raft")]
+        DcsSection::Raft(raft) => {
+            Ok(hathi_raft::RaftStore::start(raft_config(raft), scope, me, timing).await?)
+        }
+        #[cfg(not(feature = "raft"))]
+        DcsSection::Raft(_) => {
+            let _ = (scope, me, timing);
+            Err(StoreError::NotCompiledIn { section: "raft", feature: "raft" })
+        }
     }
+}
+
+/// A vote in the embedded store, without PostgreSQL, until `shutdown` is done.
+///
+/// # Errors
+/// As for [`open`].
+pub async fn witness(
+    raft: &RaftSection,
+    scope: Scope,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), StoreError> {
+    #[cfg(feature = "raft")]
+    return Ok(hathi_raft::run_witness(raft_config(raft), scope, shutdown).await?);
+    #[cfg(not(feature = "raft"))]
+    {
+        let _ = (raft, scope, shutdown);
+        Err(StoreError::NotCompiledIn { section: "raft", feature: "raft" })
+    }
+}
+
+#[cfg(feature = "raft")]
+fn raft_config(raft: &RaftSection) -> hathi_raft::RaftConfig {
+    let mut config = hathi_raft::RaftConfig::new(raft.self_addr.to_string(), &raft.data_dir);
+    config.bind_addr = Some(raft.bind_addr.to_string());
+    config.partner_addrs = raft.partner_addrs.iter().map(ToString::to_string).collect();
+    config.password = raft.password.as_ref().map(|secret| secret.expose().to_owned());
+    for (wanted, value) in [
+        (raft.min_timeout_ms, &mut config.min_timeout_ms),
+        (raft.max_timeout_ms, &mut config.max_timeout_ms),
+        (raft.connection_timeout_ms, &mut config.connection_timeout_ms),
+        (raft.append_entries_period_ms, &mut config.append_entries_period_ms),
+    ] {
+        *value = wanted.unwrap_or(*value);
+    }
+    config
 }
 
 #[cfg(feature = "etcd")]

@@ -1,7 +1,7 @@
 //! `hathi witness FILE`: votes in the embedded store, holds its data, never leads a PostgreSQL.
 
 use super::{environment, logging};
-use crate::config::{self, DcsSection};
+use crate::config;
 use anyhow::Context;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,16 +29,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-        let section = DcsSection::Raft(witness.raft);
-        let timing = hathi_dcs::Timing::default();
-        let store =
-            crate::agent::store::open(&section, witness.scope, witness.name, timing).await?;
-        tracing::info!("the witness votes");
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        drop(store);
-        Ok(())
+        let end = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        tracing::info!("a witness of {}, at {}", witness.scope.prefix(), witness.raft.self_addr);
+        Ok(crate::agent::store::witness(&witness.raft, witness.scope, end).await?)
     })
 }
