@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 const BIN_DIR: &str = "/usr/lib/postgresql/15/bin";
 
@@ -227,6 +228,50 @@ fn refused(node: &Node, words: &str) {
     assert!(text.starts_with("hathi: ") && text.lines().count() == 1, "{text}");
     assert!(text.contains(words), "{words}: {text}");
     assert!(!node.dir.path().join("data").exists() && !node.dir.path().join("raft").exists());
+}
+
+/// A witness needs only `scope` and `raft`; it runs until it is told to stop.
+#[cfg(feature = "raft")]
+#[test]
+fn a_witness_starts_and_ends() {
+    let mut node = Node::new();
+    let part = |keys: &[&str]| -> Value {
+        keys.iter().map(|key| ((*key).to_owned(), node.yaml[*key].clone())).collect()
+    };
+    let (scope, whole) = (part(&["scope"]), part(&["scope", "raft"]));
+    node.yaml = scope;
+    let output = node.run(&["witness"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("raft: is not defined"), "{}", stderr(&output));
+    node.yaml = whole;
+    let file = node.dir.path().join("node.yml");
+    std::fs::write(&file, node.yaml.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hathi"));
+    let log = std::fs::File::create(node.dir.path().join("log")).unwrap();
+    let command = osuser::as_server(command.arg("witness").arg(&file).stderr(log));
+    let mut child = command.spawn().unwrap();
+    let text = || std::fs::read_to_string(node.dir.path().join("log")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let address = node.yaml["raft"]["self_addr"].as_str().unwrap();
+    while std::net::TcpStream::connect(address).is_err() {
+        assert!(Instant::now() < deadline, "the witness does not listen: {}", text());
+        assert!(child.try_wait().unwrap().is_none(), "the witness ended: {}", text());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("SIGTERM did not end the witness: {}", text());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{}", text());
+    assert!(text().contains(" INFO: a witness of /service/s/"), "{}", text());
 }
 
 #[test]
