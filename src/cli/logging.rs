@@ -44,6 +44,8 @@ fn targets(log: &Log) -> Targets {
     for room in ["hathi", "hathi_dcs", "hathi_raft", "hathi_etcd"] {
         targets = targets.with_target(room, level);
     }
+    // It reports every attempt at a member that is down as an error; hathi_raft says it once.
+    targets = targets.with_target("openraft", LevelFilter::OFF);
     for (name, level) in &log.loggers {
         targets = targets.with_target(target(name), LevelFilter::from_level(*level));
     }
