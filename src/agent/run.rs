@@ -135,7 +135,7 @@ pub async fn run(
     }
     let lease = Arc::new(Lease::default());
     let keeper = keeper(ports.clone(), lease.clone(), events.clone())?;
-    let watching = tokio::spawn(watch_store(dcs, events.clone()));
+    let watching = tokio::spawn(watch_store(dcs.clone(), events.clone()));
     let signalled = tokio::spawn(signals.serve(events.clone(), in_use));
     notify(sd_notify::NotifyState::Ready);
     tracing::info!("{} of cluster {} begins", local.name, local.scope.scope());
@@ -143,6 +143,7 @@ pub async fn run(
     let exit = crate::ha::run::run(ports, lease.clone(), events, queue).await;
 
     notify(sd_notify::NotifyState::Stopping);
+    welcome::see_successor(&dcs, &local).await;
     lease.close();
     let _ = end_api.send(());
     // The API ends within its own grace; it never holds up anything before this line.

@@ -1,4 +1,5 @@
-//! Before the loop begins: the store must answer, and the name must be free. (DCS-077, HA-141)
+//! Before the loop begins: the store must answer, and the name must be free. After its end: somebody
+//! else should lead. (DCS-077, HA-141)
 
 use crate::agent::peers::{HttpClient, endpoint};
 use crate::config::Local;
@@ -55,4 +56,25 @@ pub async fn namesake(local: &Local, view: &ClusterView, client: &HttpClient) ->
             local.name
         )
     })
+}
+
+/// How long the agent stays to see another leader after it gave the key up.
+const SUCCESSOR_MS: u64 = 1_500;
+
+/// PostgreSQL is stopped and the key given up. An agent that carries a part of the store would take
+/// it away at the very moment the others race for the key, so it stays until one of them has it.
+pub async fn see_successor(dcs: &Arc<dyn Dcs>, local: &Local) {
+    let by = Deadline::in_ms(SUCCESSOR_MS);
+    while !by.left().is_zero() {
+        match dcs.load(Freshness::Latest, by).await {
+            Ok(view) => {
+                let others = view.members.iter().any(|member| member.name != local.name);
+                if !others || view.leader_name().is_some_and(|name| *name != local.name) {
+                    return;
+                }
+            }
+            Err(_) => return,
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

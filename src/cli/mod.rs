@@ -2,6 +2,7 @@
 
 pub mod agent;
 mod checks;
+pub mod demo;
 pub mod logging;
 pub mod validate_config;
 pub mod witness;
@@ -23,6 +24,8 @@ pub struct Hathi {
 pub enum Command {
     /// Check a configuration without starting anything.
     ValidateConfig(validate_config::Args),
+    /// A whole cluster on this machine, to look at and to break.
+    Demo(demo::DemoArgs),
     /// A third vote for the embedded store, without PostgreSQL.
     Witness(witness::Args),
     /// The process that stops PostgreSQL when its agent cannot. Started by the agent alone.

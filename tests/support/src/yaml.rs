@@ -55,7 +55,9 @@ pub fn node(places: &Places<'_>, store: &Value, dcs: &Value) -> Value {
             "parameters": {
                 "unix_socket_directories": places.dir,
                 "shared_buffers": "16MB",
-                "fsync": "off"
+                "fsync": "off",
+                "log_min_messages": "log",
+                "log_min_error_statement": "panic"
             },
             "pg_hba": [
                 "local all all trust",
