@@ -1,9 +1,10 @@
 //! Where log lines go and how they look: Patroni's plain form, or JSON; stderr, or a file that is
 //! rotated. (CFG-085 … CFG-096)
 
+use super::log_format::{Record, Template};
 use crate::config::{Log, LogType};
 use serde_json::{Map, Value};
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
@@ -27,7 +28,7 @@ pub fn start(log: &Log) -> io::Result<()> {
         Some(dir) => Sink::File(Arc::new(Mutex::new(Rotated::open(dir.clone(), log)?))),
         None => Sink::Stderr,
     };
-    let form = Form { kind: log.kind, static_fields: log.static_fields.clone() };
+    let form = Form::new(log);
     let layer =
         tracing_subscriber::fmt::layer().with_ansi(false).event_format(form).with_writer(sink);
     tracing_subscriber::registry()
@@ -158,16 +159,21 @@ fn append(path: &std::path::Path, mode: u32) -> io::Result<File> {
 /// How a line looks.
 struct Form {
     kind: LogType,
+    template: Template,
+    /// Field → its name in a JSON line.
+    fields: Vec<(String, String)>,
+    dateformat: String,
     static_fields: Map<String, Value>,
 }
 
-/// Python's names of the levels.
-fn level_name(level: Level) -> &'static str {
-    match level {
-        Level::ERROR => "ERROR",
-        Level::WARN => "WARNING",
-        Level::INFO => "INFO",
-        Level::DEBUG | Level::TRACE => "DEBUG",
+impl Form {
+    fn new(log: &Log) -> Self {
+        let template = Template::new(&log.format);
+        let named = template.names().into_iter().map(|name| (name.clone(), name));
+        let fields = if log.fields.is_empty() { named.collect() } else { log.fields.clone() };
+        let dateformat = log.dateformat.as_deref().unwrap_or("%Y-%m-%d %H:%M:%S,%3f").to_owned();
+        let static_fields = log.static_fields.clone();
+        Self { kind: log.kind, template, fields, dateformat, static_fields }
     }
 }
 
@@ -182,19 +188,27 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let time = chrono::Local::now().format("%Y-%m-%d %H:%M:%S,%3f");
-        let level = level_name(*event.metadata().level());
+        let time = chrono::Local::now();
+        let mut asctime = String::new();
+        write!(asctime, "{}", time.format(&self.dateformat))?;
+        let metadata = event.metadata();
         match self.kind {
             LogType::Plain => {
-                write!(writer, "{time} {level}: ")?;
-                context.field_format().format_fields(writer.by_ref(), event)?;
+                let mut message = String::new();
+                context.field_format().format_fields(Writer::new(&mut message), event)?;
+                let record = Record { metadata, time, asctime: &asctime, message: &message };
+                writer.write_str(&self.template.fill(&record))?;
             }
             LogType::Json => {
-                let mut line = Map::new();
-                line.insert("asctime".to_owned(), time.to_string().into());
-                line.insert("levelname".to_owned(), level.into());
-                line.insert("name".to_owned(), event.metadata().target().into());
-                event.record(&mut Fields(&mut line));
+                let mut own = Map::new();
+                event.record(&mut Fields(&mut own));
+                let message = own.shift_remove("message").unwrap_or_default();
+                let message = message.as_str().unwrap_or_default();
+                let record = Record { metadata, time, asctime: &asctime, message };
+                let fields = self.fields.iter();
+                let mut line: Map<String, Value> =
+                    fields.map(|(name, to)| (to.clone(), record.value(name))).collect();
+                line.extend(own);
                 line.extend(self.static_fields.clone());
                 write!(writer, "{}", Value::Object(line))?;
             }
@@ -236,11 +250,12 @@ impl Visit for Fields<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tracing::Level;
 
     fn logged(log: &Log, work: impl FnOnce()) -> String {
         let dir = tempfile::tempdir().unwrap();
         let file = Rotated::open(dir.path().to_owned(), log).unwrap();
-        let form = Form { kind: log.kind, static_fields: log.static_fields.clone() };
+        let form = Form::new(log);
         let layer = tracing_subscriber::fmt::layer()
             .with_ansi(false)
             .event_format(form)
@@ -250,7 +265,7 @@ mod tests {
         std::fs::read_to_string(dir.path().join("patroni.log")).unwrap()
     }
 
-    /// Proves CFG-085, CFG-086, CFG-089 (the usual form), CFG-090, CFG-095.
+    /// Proves CFG-085, CFG-086, CFG-088, CFG-089, CFG-090, CFG-095.
     #[test]
     fn lines_look_like_patronis() {
         let text = logged(&Log::default(), || {
@@ -262,6 +277,14 @@ mod tests {
         assert!(chrono::NaiveDateTime::parse_from_str(time, "%Y-%m-%d %H:%M:%S,%3f").is_ok());
         assert_eq!(rest, " WARNING: no action. I am (a) lag=5\n");
 
+        let log = Log {
+            format: "%(levelname)-8s[%(module)s] %(message)s".into(),
+            dateformat: Some("%H".into()),
+            ..Log::default()
+        };
+        let text = logged(&log, || tracing::error!("ends"));
+        assert_eq!(text, "ERROR   [tests] ends\n");
+
         let mut log = Log { kind: LogType::Json, ..Log::default() };
         log.static_fields.insert("app".into(), "x".into());
         log.loggers = vec![("patroni.postgresql".into(), Level::ERROR)];
@@ -272,6 +295,10 @@ mod tests {
         let line: Value = serde_json::from_str(text.trim()).unwrap();
         assert_eq!((&line["message"], &line["lag"]), (&"shown".into(), &5.into()));
         assert_eq!((&line["levelname"], &line["app"]), (&"INFO".into(), &"x".into()));
+        assert!(line["asctime"].is_string());
+        log.fields = vec![("message".into(), "msg".into())];
+        let text = logged(&log, || tracing::info!("renamed"));
+        assert_eq!(text, "{\"msg\":\"renamed\",\"app\":\"x\"}\n");
     }
 
     /// Proves CFG-093.

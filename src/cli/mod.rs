@@ -3,6 +3,7 @@
 pub mod agent;
 mod checks;
 pub mod demo;
+mod log_format;
 pub mod logging;
 pub mod validate_config;
 pub mod witness;

@@ -292,6 +292,12 @@ impl Default for Tags {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     pub kind: LogType,
+    /// Python's `%(name)s` format; also in JSON, where it names the fields. (CFG-088)
+    pub format: String,
+    /// In JSON, instead of `format` if not empty: field → its name in the line. (CFG-088)
+    pub fields: Vec<(String, String)>,
+    /// A valid strftime text; `None`: `YYYY-MM-DD HH:MM:SS,mmm`. (CFG-089)
+    pub dateformat: Option<String>,
     pub level: tracing::Level,
     /// With error chains at this level and below. (CFG-087, CFG-405)
     pub traceback_level: tracing::Level,
@@ -316,6 +322,9 @@ impl Default for Log {
     fn default() -> Self {
         Self {
             kind: LogType::Plain,
+            format: "%(asctime)s %(levelname)s: %(message)s".to_owned(),
+            fields: Vec::new(),
+            dateformat: None,
             level: tracing::Level::INFO,
             traceback_level: tracing::Level::ERROR,
             dir: None,

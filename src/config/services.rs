@@ -202,6 +202,35 @@ const LEVELS: [(&str, Level); 7] = [
     ("CRITICAL", Level::ERROR),
 ];
 
+/// A list of names and one-pair mappings (field: its name in the line). (CFG-088)
+fn log_fields(format: &Reader<'_>) -> Vec<(String, String)> {
+    if matches!(format.raw(), Some(Value::String(_)) | None) {
+        return Vec::new();
+    }
+    let mut fields = Vec::new();
+    for item in format.items() {
+        match item.raw() {
+            Some(Value::Object(_)) => {
+                let pairs = item.entries().into_iter();
+                fields.extend(pairs.filter_map(|(name, to)| Some((name, to.text()?))));
+            }
+            _ => fields.extend(item.text().map(|name| (name.clone(), name))),
+        }
+    }
+    fields
+}
+
+/// One that cannot be used is reported and counts as not there. (CFG-089)
+fn dateformat(reader: &Reader<'_>) -> Option<String> {
+    use chrono::format::{Item, StrftimeItems};
+    let text = reader.text()?;
+    if StrftimeItems::new(&text).any(|item| matches!(item, Item::Error)) {
+        reader.warn("is no strftime format; the usual one is used");
+        return None;
+    }
+    Some(text)
+}
+
 pub(super) fn log(section: &Reader<'_>) -> Log {
     section.map();
     let default = Log::default();
@@ -209,16 +238,16 @@ pub(super) fn log(section: &Reader<'_>) -> Log {
     let level = |reader: Reader<'_>| reader.word(&LEVELS);
     let loggers = section.get("loggers").entries();
     let loggers = loggers.into_iter().filter_map(|(name, at)| Some((name, level(at)?))).collect();
-    for (key, usual) in [("format", "%(asctime)s %(levelname)s: %(message)s"), ("dateformat", "")] {
-        let given = section.get(key);
-        if given.raw().is_some_and(|value| value != usual) {
-            given.warn("is not applied; lines have the usual form");
-        }
-    }
     let number = |key: &str, min: i64| section.get(key).integer(BaseUnit::None, min);
     let mode = number("mode", 0).and_then(|mode| u32::try_from(mode).ok());
     Log {
         kind: section.get("type").word(&kinds).unwrap_or_default(),
+        fields: log_fields(&section.get("format")),
+        format: match section.get("format").raw() {
+            Some(Value::String(format)) if !format.is_empty() => format.clone(),
+            _ => default.format,
+        },
+        dateformat: dateformat(&section.get("dateformat")),
         level: level(section.get("level")).unwrap_or(default.level),
         traceback_level: level(section.get("traceback_level")).unwrap_or(default.traceback_level),
         dir: section.get("dir").file(),
