@@ -14,6 +14,7 @@ use hathi_dcs::{Millis, boottime};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
 
 /// How long `GET /patroni` waits for a fresh look at PostgreSQL: what the agent is given for it
 /// ([`Order::FreshStatus`]), and a little for the way, so that "PostgreSQL does not answer" arrives.
@@ -72,6 +73,14 @@ impl Key {
     }
 }
 
+/// A look under way: whether it still is, and its end. The end is only noticed by who waits for it,
+/// and perhaps nobody does; so the task itself is asked.
+#[derive(Debug)]
+struct Look {
+    task: AbortHandle,
+    end: Shared<BoxFuture<'static, ()>>,
+}
+
 /// The prepared answers of this node, shared by all routes.
 #[derive(Debug)]
 pub struct Shelf {
@@ -82,7 +91,7 @@ pub struct Shelf {
     /// A look at PostgreSQL newer than the published one, and when it was asked for.
     looked: Mutex<Option<(Observation, Millis)>>,
     /// The look under way, shared by everyone who wants one now.
-    looking: Mutex<Option<Shared<BoxFuture<'static, ()>>>>,
+    looking: Mutex<Option<Look>>,
     /// When the last look was asked for.
     asked_at: Mutex<Millis>,
 }
@@ -163,21 +172,22 @@ impl Shelf {
     fn look(self: &Arc<Self>, now: Millis) -> Shared<BoxFuture<'static, ()>> {
         let mut looking = lock(&self.looking);
         if let Some(under_way) = &*looking
-            && under_way.peek().is_none()
+            && !under_way.task.is_finished()
         {
-            return under_way.clone();
+            return under_way.end.clone();
         }
         *lock(&self.asked_at) = now;
         let shelf = Arc::clone(self);
         // A task of its own: the first asker may hang up, the others still get their answer.
         let task = tokio::spawn(async move { shelf.ask_for_look(now).await });
-        let shared = async move {
+        let handle = task.abort_handle();
+        let end = async move {
             let _ = task.await;
         }
         .boxed()
         .shared();
-        *looking = Some(shared.clone());
-        shared
+        *looking = Some(Look { task: handle, end: end.clone() });
+        end
     }
 
     async fn ask_for_look(&self, now: Millis) {

@@ -167,6 +167,31 @@ async fn patroni_is_fresh_and_shared() {
     assert!(looks <= 3, "{looks} looks for ten askers at once");
 }
 
+/// Proves REST-452: a look that a health check had taken in the background, and nobody waited for,
+/// does not stand in for the one `/patroni` wants now.
+#[tokio::test]
+async fn a_finished_look_is_not_taken_for_a_new_one() {
+    let mut served =
+        Served::new(Snapshot { observed_at: boottime().minus(5000), ..replica() }).await;
+    let mut orders = std::mem::replace(&mut served.orders, tokio::sync::mpsc::channel(1).1);
+    assert_eq!(served.get("/replica").await.status, 200);
+    let Some(Order::FreshStatus { reply }) = orders.recv().await else {
+        panic!("a look is asked for")
+    };
+    let background = observation(Role::Demoted, Server::Down);
+    reply.send(background).expect("it waits");
+    // The answer has arrived once a check shows it; then the look is over.
+    while served.get("/").await.json()["role"] != "demoted" {}
+    let asking = async {
+        tokio::join!(served.get("/patroni"), async {
+            let Some(Order::FreshStatus { reply }) = orders.recv().await else { panic!("no look") };
+            reply.send(primary().postgres).expect("it waits");
+        })
+    };
+    let (reply, ()) = tokio::time::timeout(super::PATIENCE, asking).await.expect("a new look");
+    assert_eq!(reply.json()["role"], "primary");
+}
+
 /// Proves REST-321 (do better), REST-452: nobody answers for PostgreSQL, `/patroni` comes within its
 /// deadline all the same, and health checks do not wait at all.
 #[tokio::test]
