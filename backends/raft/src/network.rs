@@ -18,6 +18,22 @@ pub(crate) struct Network {
     acks: Arc<Mutex<HashMap<u64, Millis>>>,
 }
 
+#[cfg(test)]
+impl Network {
+    /// Cuts what this member sends to all others, or mends it.
+    pub(crate) fn cut(&self, cut: bool) {
+        for peer in self.peers.values() {
+            peer.cut(cut);
+        }
+    }
+
+    pub(crate) fn cut_to(&self, addr: &str, cut: bool) {
+        for peer in self.peers.values().filter(|peer| peer.addr == addr) {
+            peer.cut(cut);
+        }
+    }
+}
+
 impl Network {
     pub(crate) fn new(peers: BTreeMap<u64, Peer>) -> Self {
         Self { peers: Arc::new(peers), acks: Arc::default() }

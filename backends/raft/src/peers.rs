@@ -71,6 +71,8 @@ struct Pending {
 pub(crate) struct Peer {
     pub(crate) addr: String,
     questions: mpsc::Sender<Pending>,
+    #[cfg(test)]
+    is_cut: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 /// What it takes to reach a member.
@@ -93,10 +95,26 @@ impl Peer {
     pub(crate) fn start(addr: String, caller: Caller) -> Self {
         let (questions, asked) = mpsc::channel(WAITING);
         tokio::spawn(run(addr.clone(), caller, asked));
-        Self { addr, questions }
+        Self {
+            addr,
+            questions,
+            #[cfg(test)]
+            is_cut: Default::default(),
+        }
+    }
+
+    /// From now on questions are lost on their way.
+    #[cfg(test)]
+    pub(crate) fn cut(&self, cut: bool) {
+        self.is_cut.store(cut, std::sync::atomic::Ordering::SeqCst);
     }
 
     pub(crate) async fn ask(&self, ask: Ask, limit: Duration) -> Result<Answer, WireError> {
+        #[cfg(test)]
+        if self.is_cut.load(std::sync::atomic::Ordering::SeqCst) {
+            tokio::time::sleep(limit).await;
+            return Err(WireError::Timeout);
+        }
         let (waiter, answer) = oneshot::channel();
         self.questions
             .try_send(Pending { ask, waiter })
