@@ -11,6 +11,7 @@
 mod clock;
 mod configuration;
 mod events;
+pub mod http;
 mod orders;
 pub mod peers;
 mod publisher;

@@ -1,4 +1,6 @@
 use super::*;
+use crate::agent::http::BODY_LIMIT;
+use http::{HeaderValue, StatusCode};
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -258,6 +258,7 @@ fn rest_config(local: &Local) -> RestConfig {
     config.keyfile.clone_from(&rest.keyfile);
     config.keyfile_password = rest.keyfile_password.as_ref().map(|s| s.expose().to_owned());
     config.cafile.clone_from(&rest.cafile);
+    config.ciphers.clone_from(&rest.ciphers);
     config.verify_client = match rest.verify_client {
         config::VerifyClient::None => api::VerifyClient::None,
         config::VerifyClient::Optional => api::VerifyClient::Optional,

@@ -19,6 +19,8 @@ pub struct RestConfig {
     pub keyfile: Option<PathBuf>,
     pub keyfile_password: Option<String>,
     pub cafile: Option<PathBuf>,
+    /// An OpenSSL list; the suites it names that we have are offered for TLS 1.2. (REST-492)
+    pub ciphers: Option<String>,
     pub verify_client: VerifyClient,
     pub server_tokens: ServerTokens,
     pub http_extra_headers: Vec<(String, String)>,
@@ -46,6 +48,7 @@ impl RestConfig {
             keyfile: None,
             keyfile_password: None,
             cafile: None,
+            ciphers: None,
             verify_client: VerifyClient::None,
             server_tokens: ServerTokens::Original,
             http_extra_headers: Vec::new(),

@@ -3,10 +3,11 @@
 //! No ALPN: a client that offers only `http/1.0` would be refused at the handshake.
 
 use crate::api::settings::{RestConfig, VerifyClient};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{CipherSuite, ProtocolVersion, RootCertStore, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -30,7 +31,7 @@ pub fn load(config: &RestConfig) -> Result<Option<Arc<ServerConfig>>, TlsError> 
     let chain = certificates("certfile", certfile)?;
     let keyfile = config.keyfile.as_ref().unwrap_or(certfile);
     let key = key(keyfile)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(provider(config.ciphers.as_deref()));
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Mismatch)?;
@@ -54,6 +55,42 @@ pub fn load(config: &RestConfig) -> Result<Option<Arc<ServerConfig>>, TlsError> 
     };
     let tls = builder.with_single_cert(chain, key).map_err(TlsError::Mismatch)?;
     Ok(Some(Arc::new(tls)))
+}
+
+/// OpenSSL's names of the suites we have below TLS 1.3, whose suites are always offered.
+const SUITES: [(&str, CipherSuite); 6] = [
+    ("ECDHE-ECDSA-AES256-GCM-SHA384", CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
+    ("ECDHE-ECDSA-AES128-GCM-SHA256", CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+    ("ECDHE-ECDSA-CHACHA20-POLY1305", CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
+    ("ECDHE-RSA-AES256-GCM-SHA384", CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384),
+    ("ECDHE-RSA-AES128-GCM-SHA256", CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256),
+    ("ECDHE-RSA-CHACHA20-POLY1305", CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256),
+];
+
+/// The suites of the list that we have; all of ours when it names none of them, with a warning.
+/// (REST-492)
+fn provider(ciphers: Option<&str>) -> CryptoProvider {
+    let mut provider = rustls::crypto::ring::default_provider();
+    let Some(list) = ciphers.filter(|list| !list.trim().is_empty()) else { return provider };
+    let (mut named, mut unknown) = (Vec::new(), Vec::new());
+    for name in list.split([':', ',', ' ']).filter(|name| !name.is_empty()) {
+        match SUITES.iter().find(|(known, _)| *known == name) {
+            Some((_, suite)) => named.push(*suite),
+            None => unknown.push(name),
+        }
+    }
+    if !unknown.is_empty() {
+        tracing::warn!(
+            unknown = unknown.join(":"),
+            "restapi.ciphers: these are not understood and left out; TLS 1.2 and 1.3 are offered"
+        );
+    }
+    if !named.is_empty() {
+        provider.cipher_suites.retain(|suite| {
+            suite.version().version == ProtocolVersion::TLSv1_3 || named.contains(&suite.suite())
+        });
+    }
+    provider
 }
 
 /// When the files last changed: another value is a reason to load them again. (REST-453)
@@ -89,4 +126,23 @@ fn key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
             file_error("keyfile", file, why)
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Proves REST-492.
+    #[test]
+    fn known_suites_are_chosen_and_unknown_ones_left_out() {
+        let all = provider(None).cipher_suites.len();
+        for (list, left) in [
+            ("", all),
+            ("HIGH:!aNULL", all),
+            ("ECDHE-RSA-AES128-GCM-SHA256", 4),
+            ("ECDHE-RSA-AES128-GCM-SHA256:nonsense:ECDHE-ECDSA-AES128-GCM-SHA256", 5),
+        ] {
+            assert_eq!(provider(Some(list)).cipher_suites.len(), left, "{list}");
+        }
+    }
 }
