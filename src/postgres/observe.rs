@@ -66,7 +66,7 @@ impl LocalPostgres {
         };
         let alive = server != Server::Down;
         if !alive && !self.is_busy() {
-            self.end_orphans(&settings).await;
+            self.end_orphans(&settings, by).await;
             self.note_death();
         }
         self.describe(&settings, &disk, server, alive)

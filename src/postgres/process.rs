@@ -178,7 +178,8 @@ fn works_in(pid: i32, data_dir: &Path) -> Option<bool> {
     let cwd = std::fs::metadata(format!("/proc/{pid}/cwd")).ok()?;
     let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let name = program.file_name()?.to_string_lossy().into_owned();
-    if !name.starts_with("postgres") && !name.starts_with("postmaster") {
+    // Packagers add to the name (`edb-postgres`), and the kernel does (` (deleted)`).
+    if !name.contains("postgres") && !name.contains("postmaster") {
         return Some(false);
     }
     match std::fs::metadata(data_dir) {
@@ -305,11 +306,6 @@ const AUXILIARY: [&str; 24] = [
     "io worker",
     "bgworker",
 ];
-
-/// Where the executable of a server lies, for logs.
-pub fn executable(pid: i32) -> Option<PathBuf> {
-    std::fs::read_link(format!("/proc/{pid}/exe")).ok()
-}
 
 #[cfg(test)]
 mod tests {

@@ -8,6 +8,7 @@ use crate::postgres::room::LocalPostgres;
 use crate::postgres::settings::Settings;
 use crate::postgres::single_user::restore_command;
 use crate::postgres::spawn::dead_postmaster;
+use hathi_dcs::Deadline;
 use std::sync::Arc;
 use tokio::process::Command;
 
@@ -21,7 +22,7 @@ impl LocalPostgres {
         let settings = self.settings();
         let address = Address::from_url(&source.conn_url)
             .ok_or_else(|| Self::failed(WHAT, format!("{} has no usable address", source.name)))?;
-        self.end_orphans(&settings).await;
+        self.end_orphans(&settings, Deadline::in_ms(2000)).await;
         self.archive_pending(&settings).await?;
         let login = settings.rewind_login();
         // A file of its own: the one for streaming must survive a failed rewind. (PG-333, PG-464)

@@ -9,7 +9,7 @@ use crate::postgres::monitor::Row;
 use crate::postgres::process::{self, Postmaster, ProcessId};
 use crate::postgres::session::Session;
 use crate::postgres::settings::Settings;
-use hathi_dcs::{Millis, PendingChange, Role, State, boottime};
+use hathi_dcs::{Deadline, Millis, PendingChange, Role, State, boottime};
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -244,7 +244,7 @@ impl LocalPostgres {
 
     /// The postmaster is gone: said once per postmaster, after what it left behind is gone too.
     async fn ended(&self, id: ProcessId) {
-        self.end_orphans(&self.settings()).await;
+        self.end_orphans(&self.settings(), Deadline::in_ms(2000)).await;
         {
             let mut held = lock(&self.postmaster);
             if held.as_ref().is_some_and(|known| known.id == id) {

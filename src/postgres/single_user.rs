@@ -20,7 +20,7 @@ impl LocalPostgres {
         self.cancel.check()?;
         self.refuse_while_running(WHAT).await?;
         let settings = self.settings();
-        self.end_orphans(&settings).await;
+        self.end_orphans(&settings, Deadline::in_ms(2000)).await;
         self.archive_pending(&settings).await?;
         let prepare = settings.clone();
         let options = on_disk(move || -> std::io::Result<Vec<String>> {

@@ -59,7 +59,7 @@ impl LocalPostgres {
             return self.wait_until_ready(&postmaster, by).await;
         }
         self.enter(state);
-        let result = self.launch(settings, recovery).await;
+        let result = self.launch(settings, recovery, by).await;
         let postmaster = match result {
             Ok(postmaster) => postmaster,
             Err(why) => {
@@ -74,6 +74,7 @@ impl LocalPostgres {
         &self,
         settings: Arc<Settings>,
         recovery: Recovery,
+        by: Deadline,
     ) -> Result<Postmaster, PgError> {
         let major = major_version(&settings.data_dir);
         if major == 0 {
@@ -82,8 +83,11 @@ impl LocalPostgres {
         }
         let mut parameters = settings.effective_parameters();
         let raised = match &recovery {
-            Recovery::Standby(_) => raise_to_control(&settings, &mut parameters),
-            Recovery::Primary | Recovery::Given(_) => BTreeMap::new(),
+            // A restored backup demands them as well. (PG-106)
+            Recovery::Standby(_) | Recovery::Given(_) => {
+                raise_to_control(&settings, &mut parameters)
+            }
+            Recovery::Primary => BTreeMap::new(),
         };
         self.with_facts(|facts| {
             facts.raised = raised;
@@ -107,7 +111,7 @@ impl LocalPostgres {
         }
         self.write_configuration(&recovery, Some(parameters.clone())).await?;
         self.set_recovery(Some(recovery));
-        self.end_orphans(&settings).await;
+        self.end_orphans(&settings, by).await;
         self.cancel.check()?;
         let spawned = on_disk(move || spawn::postmaster(&settings, &parameters)).await;
         let id = match spawned {
@@ -125,8 +129,8 @@ impl LocalPostgres {
     /// Server processes that outlive their postmaster may go on answering their clients, who then
     /// believe in commits that no other node will know; and they keep the next postmaster from
     /// starting. Nobody says "it is down" while one of them lives.
-    pub(super) async fn end_orphans(&self, settings: &Settings) {
-        let limit = Deadline::in_ms(2000);
+    pub(super) async fn end_orphans(&self, settings: &Settings, by: Deadline) {
+        let limit = by.earlier(Deadline::in_ms(2000));
         loop {
             let data_dir = settings.data_dir.clone();
             let left = on_disk(move || {

@@ -1,7 +1,9 @@
 //! Start, stop, crash, adoption, freezing.
 
 use crate::node::{Node, eventually, stop, within};
-use hathi::ha::ports::{ControlState, Postgres, Server, Start, StopMode, StopStep};
+use hathi::ha::ports::{
+    ControlState, FollowChange, PgError, Postgres, Server, Start, Started, StopMode, StopStep,
+};
 use hathi_dcs::{Deadline, Role, State};
 use std::time::{Duration, Instant};
 
@@ -220,4 +222,50 @@ async fn nothing_survives_a_killed_postmaster() {
     assert_eq!(node.server_processes(), 0);
     assert_eq!(node.look().await.server, Server::Down);
     assert!(query.await.unwrap().is_err());
+}
+
+/// Proves PG-014, PG-222's cure: an agent that comes to a running standby changes nothing on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adopted_standby_keeps_its_upstream() {
+    let (alpha, beta) = Node::pair().await;
+    let file = beta.data().join("postgresql.conf");
+    let before = std::fs::read_to_string(&file).unwrap();
+    let second = beta.another_agent();
+    let seen = second.pg.observe(within(5)).await;
+    assert_eq!((seen.state, seen.role), (State::Running, Role::Replica));
+    second.pg.apply_configuration().await.unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), before);
+    let change = second.pg.follow_change(Some(&alpha.upstream()), within(5)).await;
+    assert_eq!(change, FollowChange::Nothing);
+    let pids = second.held.lock().unwrap().iter().map(|id| id.unwrap().pid).collect::<Vec<_>>();
+    assert_eq!(pids, [beta.postmaster_pid()], "the guard is told at once");
+}
+
+/// Proves PG-028, PG-029, PG-032: a server that takes long is starting, for all to see, and the wait
+/// can be cancelled without harm to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_start_is_told_as_starting() {
+    let alpha = Node::primary("alpha").await;
+    let beta = Node::new("beta");
+    beta.change(|settings| {
+        settings.use_slots = false;
+        settings.recovery_conf.insert("restore_command".into(), "sleep 600; false".into());
+    });
+    beta.pg.clone_from(&alpha.upstream()).await.unwrap();
+    let how = Start::AsStandby(Some(alpha.upstream()));
+    let started = beta.pg.start(how.clone(), Deadline::in_ms(400)).await.unwrap();
+    assert_eq!(started, Started::StillStarting);
+    let seen = beta.look().await;
+    assert_eq!((seen.state, seen.server), (State::Starting, Server::Starting));
+    assert!(seen.alive && !seen.is_primary);
+    let pg = beta.pg.clone();
+    let waiting = tokio::spawn(async move { pg.start(how, within(60)).await });
+    tokio::task::yield_now().await;
+    beta.pg.cancel();
+    assert_eq!(waiting.await.unwrap(), Err(PgError::Cancelled));
+    assert!(beta.look().await.alive, "cancelling never touches the postmaster");
+    beta.pg.clear_cancel();
+    let steps = stop(&beta, StopMode::Fast, true, Some(2000)).await;
+    assert_eq!(steps.last(), Some(&StopStep::Stopped), "{steps:?}");
+    assert_eq!(beta.server_processes(), 0);
 }
