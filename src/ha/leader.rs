@@ -66,6 +66,9 @@ pub async fn with_lock(turn: &mut Turn<'_>) -> Decided {
     if let Some(decided) = manual(turn).await {
         return decided;
     }
+    if !turn.memory.joined {
+        checkpoint_of_a_former_life(turn).await;
+    }
     checkpoint_after_promotion(turn);
     enforce_primary(turn).await
 }
@@ -118,6 +121,16 @@ async fn promote(turn: &mut Turn<'_>) -> Decided {
     let me = turn.me().clone();
     let line = format!("promoted self to leader by acquiring session lock; I am ({me})");
     Decided::task(line, Task::Promote)
+}
+
+/// The agent that promoted may have died before the checkpoint. (PG-065, INV-30)
+async fn checkpoint_of_a_former_life(turn: &mut Turn<'_>) {
+    let Server::Primary { timeline, .. } = turn.pg.server else { return };
+    let by = Deadline(turn.now().plus(1_000));
+    let control = turn.ports.postgres.control(by).await;
+    if control.is_none_or(|control| control.checkpoint_timeline != timeline) {
+        turn.memory.after_promotion = AfterPromotion::CheckpointDue;
+    }
 }
 
 /// PG-065: in the background, once.
@@ -353,15 +366,27 @@ async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why>
     {
         return compare(turn, None).await;
     }
+    // Whoever promotes from an old timeline makes a second one of the same number. (INV-17)
+    let timeline = if turn.settings.check_timeline {
+        turn.view.history.cluster_timeline()
+    } else {
+        Timeline(0)
+    };
     if let Some(candidate) = &request.candidate {
         if candidate == turn.me() {
+            let Server::Standby(standby) = &turn.pg.server else { return Ok(()) };
+            if standby.timeline < timeline {
+                let mine = standby.timeline;
+                let why = format!("my timeline {mine} is behind the cluster's {timeline}");
+                return Err(("HA-075", why));
+            }
             return Ok(());
         }
         let needs = manual::Needs {
             candidate: Some(candidate),
             lsn: Lsn(0),
             maximum_lag: u64::MAX,
-            timeline: Timeline(0),
+            timeline,
         };
         let search = manual::search(turn.ports, &turn.view, None, needs).await;
         if search.found.is_some() {
@@ -374,7 +399,7 @@ async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why>
             candidate: None,
             lsn: Lsn(0),
             maximum_lag: u64::MAX,
-            timeline: Timeline(0),
+            timeline,
         };
         let search = manual::search(turn.ports, &turn.view, Some(&me), needs).await;
         if search.found.is_some() {

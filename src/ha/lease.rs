@@ -37,6 +37,9 @@ pub fn worth_ms(timing: Timing) -> u64 {
     timing.ttl_ms() - timing.ttl_ms() / 20
 }
 
+/// Turns further apart than this wake the keeper: shorter than any ttl. (HA-021)
+const STUCK_AFTER_MS: u64 = 15_000;
+
 fn believed_until(ports: &Ports, sent: Millis, timing: Timing) -> Millis {
     if broken(Breakage::BeliefTooLong) {
         return ports.clock.now().plus(timing.ttl_ms() + timing.ttl_ms() / 4);
@@ -103,6 +106,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// When a request left, and how long a lease it asked for. The configuration may change before the
+/// answer is here; the answer is about the lease that was asked for. (INV-28)
+#[derive(Clone, Copy)]
+struct Sent {
+    at: Millis,
+    timing: Timing,
+}
+
+impl Sent {
+    fn now(ports: &Ports) -> Self {
+        Self { at: ports.clock.now(), timing: ports.configuration.settings().timing }
+    }
+}
+
 impl Lease {
     /// Until when I may act as the leader; `None` when I am not, or it has ended.
     pub fn until(&self, now: Millis) -> Option<Millis> {
@@ -115,7 +132,12 @@ impl Lease {
 
     /// The loop finished a turn: the keeper may go on. (design section 2)
     pub fn turn_done(&self, now: Millis) {
-        lock(&self.belief).turn_done = now;
+        let before = std::mem::replace(&mut lock(&self.belief).turn_done, now);
+        // The keeper may have seen a loop without progress, as it is before the first turn is done,
+        // and sleeps for long then.
+        if now.since(before) > STUCK_AFTER_MS {
+            self.wake_keeper();
+        }
     }
 
     /// Ends the keeper. The belief stays and runs out.
@@ -127,7 +149,7 @@ impl Lease {
     /// Takes the key if nobody holds it. (HA-080)
     pub async fn acquire(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
         let _one = self.alone(ports, by).await?;
-        let sent = ports.clock.now();
+        let sent = Sent::now(ports);
         let outcome = ports.dcs.acquire_leader(by).await;
         self.learn(ports, sent, outcome)
     }
@@ -135,7 +157,7 @@ impl Lease {
     /// Takes the key after bootstrap. (HA-031)
     pub async fn take(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
         let _one = self.alone(ports, by).await?;
-        let sent = ports.clock.now();
+        let sent = Sent::now(ports);
         let outcome = ports.dcs.take_leader(by).await;
         self.learn(ports, sent, outcome)
     }
@@ -143,7 +165,7 @@ impl Lease {
     /// Asks the store now whether the key is mine, and prolongs it. (DCS-003)
     pub async fn renew(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
         let _one = self.alone(ports, by).await?;
-        let sent = ports.clock.now();
+        let sent = Sent::now(ports);
         let outcome = ports.dcs.renew_leader(by).await;
         self.learn(ports, sent, outcome)
     }
@@ -161,6 +183,21 @@ impl Lease {
         // A renewal that was on its way may have ended in between.
         self.forget();
         ports.dcs.release_leader(status, by).await
+    }
+
+    /// A shorter ttl is in force from now on: whatever is sent next makes the lease this short, also
+    /// if its answer is lost. (INV-28)
+    pub fn shorten(&self, ports: &Ports) {
+        let Sent { at, timing } = Sent::now(ports);
+        let limit = at.plus(worth_ms(timing));
+        let mut belief = lock(&self.belief);
+        if belief.until.is_some_and(|until| until > limit) {
+            belief.until = Some(limit);
+            belief.renew_at = at;
+            drop(belief);
+            ports.fence.protect_until(limit.minus(Reserve::of(timing).guard));
+            self.wake_keeper();
+        }
     }
 
     /// The lock is somebody else's, or nobody's: stop believing. Writes nothing.
@@ -191,11 +228,13 @@ impl Lease {
     fn learn(
         &self,
         ports: &Ports,
-        sent: Millis,
+        sent: Sent,
         outcome: Result<(), DcsError>,
     ) -> Result<(), DcsError> {
         let settings = ports.configuration.settings();
-        let timing = settings.timing;
+        let Sent { at: sent, timing } = sent;
+        // A shorter ttl that came in between rules what was sent since. (INV-28)
+        let timing = if settings.timing.ttl < timing.ttl { settings.timing } else { timing };
         let mut belief = lock(&self.belief);
         match &outcome {
             Ok(()) => {

@@ -92,6 +92,7 @@ pub async fn publish(
     settings: &Settings,
     pg: &Observation,
     with_positions: bool,
+    by: Deadline,
 ) {
     let now = ports.clock.now();
     let pending = memory.after_promotion != AfterPromotion::Nothing && pg.role == Role::Primary;
@@ -99,7 +100,7 @@ pub async fn publish(
     if !worth_writing(memory.published.as_ref(), &data, now, settings.timing.loop_wait_ms()) {
         return;
     }
-    let by = Deadline(now.plus(settings.timing.retry_timeout_ms() / 2));
+    let by = by.earlier(Deadline(now.plus(settings.timing.retry_timeout_ms() / 2)));
     memory.published = match ports.dcs.write_member(&data, by).await {
         Ok(()) => Some((data, now)),
         Err(_) => None,

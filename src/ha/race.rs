@@ -90,6 +90,10 @@ pub fn against(
         return primary_alive(peer, answer);
     }
     primary_alive(peer, answer)?;
+    // It cannot win itself (b): were it to keep others from winning, nobody would.
+    if answer.timeline != Timeline(0) && answer.timeline < demands.cluster_timeline {
+        return Ok(());
+    }
     if answer.lsn > me.lsn {
         return Err(Unfit::Behind { peer: peer.clone(), lsn: answer.lsn });
     }
@@ -216,6 +220,10 @@ mod tests {
         for (name, who, probe, expected) in table {
             assert_eq!(judge(who, probe), expected, "{name}");
         }
+        let demands = Demands { cluster_timeline: Timeline(2), ..demands() };
+        let me = Myself { timeline: Timeline(2), ..me(100) };
+        let old = Probe::Answered(answer(101));
+        assert_eq!(against(&me, &demands, &peer, &old), Ok(()), "ahead on a timeline that ended");
     }
 
     /// Proves HA-076 (one candidate).

@@ -180,10 +180,19 @@ pub async fn rewind_if_needed(
         Rewind::NotAsked | Rewind::Check | Rewind::NotNeeded | Rewind::Succeeded => return None,
     }
     if turn.pg.can_rewind {
-        let checkpointing = turn
-            .view
-            .member(leader)
-            .is_some_and(|member| member.data.checkpoint_after_promote == Some(false));
+        let by = Deadline(turn.now().plus(3_000));
+        let history = turn.ports.postgres.source_history(&source, by).await;
+        let leads_on = match history {
+            Ok(history) if !history.in_recovery => Some(history.timeline),
+            Ok(_) | Err(_) => None,
+        };
+        // A record from before the promotion says nothing about the checkpoint after it. (INV-30)
+        let checkpointing = turn.view.member(leader).is_none_or(|member| {
+            member.data.checkpoint_after_promote == Some(false)
+                || member.data.role != Some(Role::Primary)
+                || leads_on.is_none()
+                || member.data.timeline != leads_on
+        });
         if checkpointing {
             turn.because("PG-154", "the leader has not finished its checkpoint");
             let line = format!("Waiting for checkpoint on {leader} before rewind");

@@ -400,9 +400,8 @@ fn next_turn(ports: &Ports, lease: &Lease, decided: &Decided, started: Millis) -
     }
     if let Some(until) = lease.until(now) {
         let demote_at = until.minus(Reserve::of(timing).demote);
-        if demote_at > now {
-            next = next.min(demote_at);
-        }
+        // A turn that was held up until after that moment must not sleep over it. (HA-304)
+        next = next.min(demote_at.max(now.plus(5 * BREATH_MS)));
     }
     next.max(now.plus(BREATH_MS))
 }

@@ -97,7 +97,8 @@ async fn stop_postgres(
     let pg = ports.postgres.observe(Deadline(now.plus(1_000))).await;
     let settings = ports.configuration.settings();
     memory.published = None;
-    member::publish(ports, memory, &settings, &pg, false).await;
+    let by = Deadline(now.plus(settings.timing.retry_timeout_ms()));
+    member::publish(ports, memory, &settings, &pg, false, by).await;
     Ok(())
 }
 

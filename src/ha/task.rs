@@ -7,7 +7,7 @@ use crate::ha::breakage::{Breakage, broken};
 use crate::ha::lease::{Lease, Reserve};
 use crate::ha::member;
 use crate::ha::ports::{
-    PgError, Ports, Postgres, Start, Started, Stop, StopMode, StopStep, Upstream,
+    ControlState, PgError, Ports, Postgres, Start, Started, Stop, StopMode, StopStep, Upstream,
 };
 use futures::stream::StreamExt;
 use hathi_dcs::{ClusterView, DcsError, Deadline, Expect, Lsn, Millis, Role, State, Status};
@@ -375,7 +375,11 @@ pub async fn stop_and_release(
                     Some(lsn) => Some(lsn),
                     None => {
                         let by = Deadline(ports.clock.now().plus(1_000));
-                        ports.postgres.control(by).await.map(|control| control.checkpoint)
+                        // Only a primary's shutdown says how far the cluster is. (INV-29)
+                        let control = ports.postgres.control(by).await;
+                        control
+                            .filter(|control| control.state == ControlState::ShutDown)
+                            .map(|control| control.checkpoint)
                     }
                 };
                 ports.postgres.set_role(Role::Demoted);

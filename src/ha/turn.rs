@@ -129,6 +129,7 @@ async fn seen(
     remember(ports, memory, &view);
     let mut reasons = Vec::new();
     apply_configuration(ports, memory, &view, &mut reasons).await;
+    lease.shorten(ports);
     let settings = ports.configuration.settings();
     let mut turn = Turn { ports, lease, memory, settings, view, pg, lock: Lock::Free, reasons };
     turn.lock = turn.look_at_lock().await;
@@ -422,7 +423,8 @@ impl Turn<'_> {
         let with_positions =
             self.memory.task.is_none_or(|task| matches!(task.kind, crate::ha::task::Kind::Promote));
         let settings = self.settings.clone();
-        member::publish(self.ports, self.memory, &settings, &self.pg, with_positions).await;
+        let by = self.store_deadline();
+        member::publish(self.ports, self.memory, &settings, &self.pg, with_positions, by).await;
         decided
     }
 
