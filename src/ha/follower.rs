@@ -49,11 +49,18 @@ pub async fn follow(turn: &mut Turn<'_>, leader: &MemberName) -> Decided {
         FollowChange::Reload => {
             turn.because("HA-125", format!("following {}", upstream.name));
             turn.memory.rewind.ask();
+            // Not before it is known that our log is a part of the leader's: a timeline that only
+            // shares its number would be streamed without an error. (PG-147)
+            if let Some(decided) = rewind_if_needed(turn, leader, true).await {
+                return decided;
+            }
+            if turn.memory.rewind == Rewind::Check {
+                return Decided::line(format!("following {leader} as soon as it is a primary"))
+                    .again_at(turn.now().plus(500));
+            }
             let by = Deadline(turn.now().plus(2_000));
             match turn.ports.postgres.follow_by_reload(Some(&upstream), by).await {
-                // The rewind check is due as soon as the leader can answer.
-                Ok(()) => Decided::line(format!("following a different leader ({leader})"))
-                    .again_at(turn.now().plus(500)),
+                Ok(()) => Decided::line(format!("following a different leader ({leader})")),
                 Err(error) => Decided::line(format!("could not follow {leader}: {error}")),
             }
         }

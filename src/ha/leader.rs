@@ -66,9 +66,7 @@ pub async fn with_lock(turn: &mut Turn<'_>) -> Decided {
     if let Some(decided) = manual(turn).await {
         return decided;
     }
-    if !turn.memory.joined {
-        checkpoint_of_a_former_life(turn).await;
-    }
+    checkpoint_of_a_former_life(turn).await;
     checkpoint_after_promotion(turn);
     enforce_primary(turn).await
 }
@@ -126,6 +124,10 @@ async fn promote(turn: &mut Turn<'_>) -> Decided {
 /// The agent that promoted may have died before the checkpoint. (PG-065, INV-30)
 async fn checkpoint_of_a_former_life(turn: &mut Turn<'_>) {
     let Server::Primary { timeline, .. } = turn.pg.server else { return };
+    if turn.memory.checkpoint_judged == timeline {
+        return;
+    }
+    turn.memory.checkpoint_judged = timeline;
     let by = Deadline(turn.now().plus(1_000));
     let control = turn.ports.postgres.control(by).await;
     if control.is_none_or(|control| control.checkpoint_timeline != timeline) {
@@ -265,6 +267,11 @@ pub async fn without_leader(turn: &mut Turn<'_>) -> Decided {
             return not_healthiest(turn, &why);
         }
     }
+    if !is_as_i_saw_it(turn).await {
+        turn.because("HA-080", "the cluster went on while I asked the others");
+        let at = turn.now();
+        return Decided::line("looking again before the leader race").again_at(at);
+    }
     let by = turn.store_deadline();
     match turn.lease.acquire(turn.ports, by).await {
         Ok(()) => won(turn).await,
@@ -286,6 +293,24 @@ pub async fn without_leader(turn: &mut Turn<'_>) -> Decided {
             Decided::line("the leader race has no known outcome").again_at(at)
         }
     }
+}
+
+/// An answer older than this is asked for again before the race.
+const STALE_MS: u64 = 100;
+
+/// Asking the others takes up to two seconds, in which somebody may have led and stopped again. The
+/// key alone does not show that, and what was written then would be lost. (INV-8, INV-17)
+async fn is_as_i_saw_it(turn: &mut Turn<'_>) -> bool {
+    let seen_at = turn.memory.view.as_ref().map_or(Default::default(), |(_, at)| *at);
+    if turn.now().since(seen_at) <= STALE_MS {
+        return true;
+    }
+    let before = turn.view.clone();
+    turn.read_again().await
+        && turn.view.leader.is_none()
+        && turn.view.history == before.history
+        && turn.view.status == before.status
+        && turn.view.failover == before.failover
 }
 
 /// HA-080: clean the request that led here, then be the primary.
@@ -395,12 +420,7 @@ async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why>
     }
     if request.leader.as_ref() == Some(turn.me()) {
         let me = turn.me().clone();
-        let needs = manual::Needs {
-            candidate: None,
-            lsn: Lsn(0),
-            maximum_lag: u64::MAX,
-            timeline,
-        };
+        let needs = manual::Needs { candidate: None, lsn: Lsn(0), maximum_lag: u64::MAX, timeline };
         let search = manual::search(turn.ports, &turn.view, Some(&me), needs).await;
         if search.found.is_some() {
             return Err(("HA-075", "another member can lead, and I was asked to stop".into()));

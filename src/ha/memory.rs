@@ -14,6 +14,9 @@ pub enum Rewind {
     Check,
     /// Asked: it diverged.
     Needed,
+    /// Asked: it wrote a timeline of the same number as the leader's, from another point.
+    /// `pg_rewind` would see nothing to do; only a new copy helps. (PG-147)
+    OtherHistory,
     /// Asked: it can follow.
     NotNeeded,
     Succeeded,
@@ -25,7 +28,12 @@ impl Rewind {
     pub fn ask(&mut self) {
         match self {
             Self::Needed => {}
-            Self::NotAsked | Self::Check | Self::NotNeeded | Self::Succeeded | Self::Failed => {
+            Self::NotAsked
+            | Self::Check
+            | Self::OtherHistory
+            | Self::NotNeeded
+            | Self::Succeeded
+            | Self::Failed => {
                 *self = Self::Check;
             }
         }
@@ -34,7 +42,9 @@ impl Rewind {
     pub fn was_executed(self) -> bool {
         match self {
             Self::Succeeded | Self::Failed => true,
-            Self::NotAsked | Self::Check | Self::Needed | Self::NotNeeded => false,
+            Self::NotAsked | Self::Check | Self::Needed | Self::OtherHistory | Self::NotNeeded => {
+                false
+            }
         }
     }
 }
@@ -73,6 +83,8 @@ pub struct Memory {
     /// The key was given up because a promotion was refused here. (HA-083)
     pub released_at: Option<Millis>,
     pub after_promotion: AfterPromotion,
+    /// The timeline of this primary of which it is known whether that checkpoint was made.
+    pub checkpoint_judged: Timeline,
     /// PostgreSQL was seen running under this agent, and the cluster knew it. (HA-038)
     pub joined: bool,
     /// This agent won the race to create the cluster and has not finished. (HA-031)

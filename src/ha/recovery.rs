@@ -3,7 +3,7 @@
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::leader;
 use crate::ha::memory::Rewind;
-use crate::ha::ports::{ControlData, ControlState, Upstream};
+use crate::ha::ports::{ControlData, ControlState, LocalEnd, SourceHistory, TimelineEnd, Upstream};
 use crate::ha::rewind::{Divergence, diverged};
 use crate::ha::task::Task;
 use crate::ha::turn::{Decided, Lock, Turn};
@@ -156,6 +156,9 @@ async fn start_as_standby(turn: &mut Turn<'_>) -> Decided {
     if leader.is_some() && upstream.is_none() {
         return Decided::line("waiting for the leader to say where its PostgreSQL is");
     }
+    // Whether our log is a part of the leader's is not known yet: it starts, and follows nobody until
+    // that is. (PG-147)
+    let upstream = upstream.filter(|_| turn.memory.rewind != Rewind::Check);
     turn.because("HA-049", "starting as a standby");
     turn.memory.recovering = true;
     Decided::task("starting as a secondary", Task::Follow { upstream, restart: false })
@@ -177,6 +180,7 @@ pub async fn rewind_if_needed(
     match turn.memory.rewind {
         Rewind::Needed => {}
         Rewind::Failed => return after_failed_rewind(turn, source),
+        Rewind::OtherHistory => return Some(another_history(turn, source)),
         Rewind::NotAsked | Rewind::Check | Rewind::NotNeeded | Rewind::Succeeded => return None,
     }
     if turn.pg.can_rewind {
@@ -211,6 +215,23 @@ pub async fn rewind_if_needed(
     None
 }
 
+/// Streaming would mix two histories without anybody noticing: it does not start. (PG-147)
+fn another_history(turn: &mut Turn<'_>, source: Upstream) -> Decided {
+    turn.because(
+        "PG-147",
+        format!("my timeline and that of {} only share the number", source.name),
+    );
+    // Another leader may be one that can be followed.
+    turn.memory.rewind = Rewind::Check;
+    if !turn.settings.remove_data_directory_on_diverged_timelines {
+        return Decided::line(
+            "not following: my timeline parted from the leader's; reinitialize me",
+        );
+    }
+    let task = Task::Reinitialize { source, why: "diverged" };
+    Decided::task("reinitializing due to diverged timelines", task)
+}
+
 fn after_failed_rewind(turn: &mut Turn<'_>, source: Upstream) -> Option<Decided> {
     let remove = turn.settings.remove_data_directory_on_rewind_failure
         || turn.settings.remove_data_directory_on_diverged_timelines;
@@ -239,6 +260,15 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) {
             turn.because("PG-145", format!("{} is still in recovery", source.name));
         }
         Ok(history) => {
+            if parted(turn, &local, &history).await {
+                turn.because("PG-147", "we share the numbers of our timelines, not their history");
+                turn.memory.rewind = if local.timeline == history.timeline {
+                    Rewind::OtherHistory
+                } else {
+                    Rewind::Needed
+                };
+                return;
+            }
             let (answer, rule) = diverged(&local, &history);
             match answer {
                 Divergence::None => {
@@ -251,5 +281,22 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) {
                 }
             }
         }
+    }
+}
+
+/// Did the timelines before mine end at other points there? Then both nodes were promoted from the
+/// same timeline without knowing of each other.
+async fn parted(turn: &Turn<'_>, local: &LocalEnd, source: &SourceHistory) -> bool {
+    let by = Deadline(turn.now().plus(1_000));
+    match turn.ports.postgres.local_history(local.timeline, by).await {
+        Some(mine) if local.timeline <= source.timeline => {
+            let points = |ends: &[TimelineEnd]| -> Vec<_> {
+                let before = ends.iter().filter(|end| end.timeline < local.timeline);
+                before.map(|end| (end.timeline, end.switch_lsn)).collect()
+            };
+            points(&mine) != points(&source.ends)
+        }
+        // Timeline 1 has no history, and what cannot be read proves nothing.
+        Some(_) | None => false,
     }
 }

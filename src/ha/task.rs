@@ -142,8 +142,14 @@ pub async fn run(task: Task, context: Context) -> Report {
         Task::Clone { source, follow } => clone(&context, &source, &follow).await,
         Task::Reinitialize { source, why } => reinitialize(&context, &source, why).await,
         Task::StartAsPrimary { by } => {
-            context.ports.postgres.set_role(Role::Primary);
-            start(&context, Start::AsPrimary, Deadline(by)).await
+            let ports = &context.ports;
+            // The agent may have been frozen since the turn that ordered this. (INV-19)
+            if context.lease.until(ports.clock.now()).is_none() {
+                Outcome::Failed("lost the lease before the start".into())
+            } else {
+                ports.postgres.set_role(Role::Primary);
+                start(&context, Start::AsPrimary, Deadline(by)).await
+            }
         }
         Task::Follow { upstream, restart } => follow(&context, upstream, restart).await,
         Task::Promote => promote(&context).await,

@@ -163,6 +163,7 @@ impl World {
 
     /// kill -9.
     pub fn kill_agent(&mut self, node: usize) {
+        self.forgive_graceful(node);
         if let Some(agent) = self.nodes[node].agent.take() {
             self.say(node, 42, |_| "agent is killed".into());
             self.note_killed(Process { node, life: agent.life });
@@ -316,7 +317,8 @@ impl Configuration for Agency {
             retry_timeout: seconds("retry_timeout", new.timing.retry_timeout),
         }
         .adjusted();
-        new.maximum_lag_on_failover = number("maximum_lag_on_failover", new.maximum_lag_on_failover);
+        new.maximum_lag_on_failover =
+            number("maximum_lag_on_failover", new.maximum_lag_on_failover);
         new.primary_start_timeout = seconds("primary_start_timeout", new.primary_start_timeout);
         agent.settings = Arc::new(new);
         agent.dynamic = dynamic.clone();
@@ -336,7 +338,11 @@ impl Publish for Agency {
             world.say(node, code, |_| {
                 let why: Vec<String> =
                     seen.reasons.iter().map(|why| format!("{}: {}", why.rule, why.why)).collect();
-                if why.is_empty() { seen.line } else { format!("{}  [{}]", seen.line, why.join("; ")) }
+                if why.is_empty() {
+                    seen.line
+                } else {
+                    format!("{}  [{}]", seen.line, why.join("; "))
+                }
             });
         } else if world.tracing && std::env::var_os("SIM_VERBOSE").is_some() {
             let until = seen.leader_until.map(|until| world.true_at(node, until) / MS);
@@ -394,7 +400,8 @@ impl Peers for Agency {
                     None => Probe::Unreachable("connection refused".into()),
                 };
                 world.after(back, move |world| {
-                    if !world.links[to][from.node] || done.swap(true, std::sync::atomic::Ordering::SeqCst)
+                    if !world.links[to][from.node]
+                        || done.swap(true, std::sync::atomic::Ordering::SeqCst)
                     {
                         return;
                     }

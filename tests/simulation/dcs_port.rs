@@ -25,7 +25,11 @@ impl Agency {
         let (done, waits) = oneshot::channel();
         self.send(what, done, apply);
         let late = |this: &Self| {
-            DcsError::unreachable("sim", this.local_now().since(asked), format!("{what}: no answer"))
+            DcsError::unreachable(
+                "sim",
+                this.local_now().since(asked),
+                format!("{what}: no answer"),
+            )
         };
         futures::select_biased! {
             answer = waits.fuse() => match answer {
@@ -112,7 +116,8 @@ impl Dcs for Agency {
     async fn load(&self, freshness: Freshness, by: Deadline) -> Result<ClusterView, DcsError> {
         if freshness == Freshness::Watched {
             let world = self.world();
-            if let Some((_, view)) = world.agent(self.process).and_then(|agent| agent.copy.as_ref()) {
+            if let Some((_, view)) = world.agent(self.process).and_then(|agent| agent.copy.as_ref())
+            {
                 return Ok((**view).clone());
             }
         }
@@ -197,7 +202,12 @@ impl Dcs for Agency {
         self.ask(by, "failover", move |world, _| world.op_failover(failover, expect)).await
     }
 
-    async fn write_sync(&self, sync: &Sync, expect: Expect, by: Deadline) -> Result<Version, DcsError> {
+    async fn write_sync(
+        &self,
+        sync: &Sync,
+        expect: Expect,
+        by: Deadline,
+    ) -> Result<Version, DcsError> {
         let sync = sync.clone();
         self.ask(by, "sync", move |world, _| world.op_sync(Some(sync), expect)).await
     }

@@ -74,7 +74,7 @@ impl Executor {
                 continue;
             }
             let mut world = self.world.lock().unwrap();
-            if world.failed.is_some() {
+            if world.failed.is_some() || world.watched.twins {
                 return;
             }
             let Some(at) = world.next_event_at() else { return };
@@ -117,11 +117,8 @@ impl Executor {
         for (process, work) in new {
             let id = self.next_task;
             self.next_task += 1;
-            let bell = Arc::new(Bell {
-                task: id,
-                rung: AtomicBool::new(true),
-                ready: self.ready.clone(),
-            });
+            let bell =
+                Arc::new(Bell { task: id, rung: AtomicBool::new(true), ready: self.ready.clone() });
             let waker = Waker::from(bell.clone());
             self.tasks.insert(id, Task { process, work, bell, waker });
             self.ready.lock().unwrap().push_back(id);
@@ -148,7 +145,8 @@ impl Executor {
         }
         task.bell.rung.store(false, Ordering::SeqCst);
         let waker = task.waker.clone();
-        let done = matches!(task.work.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Ready(()));
+        let done =
+            matches!(task.work.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Ready(()));
         if done {
             drop(self.tasks.remove(&id));
         }

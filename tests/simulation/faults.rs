@@ -97,7 +97,7 @@ pub fn random_run(seed: u64, tracing: bool) -> Shared {
     world.base.timing = Timing { ttl, loop_wait, retry_timeout };
     world.base.primary_start_timeout = *random.pick(&[0, 300, 300, 20]);
     world.base.maximum_lag_on_failover = *random.pick(&[1_048_576, 1_048_576, 40_000]);
-    world.base.check_timeline = true;
+    world.base.check_timeline = !random.percent(15);
     world.watched.can_rewind = !random.percent(25);
     if count > 2 && random.percent(25) {
         world.nodes[count - 1].nofailover = true;
@@ -122,7 +122,10 @@ pub fn random_run(seed: u64, tracing: bool) -> Shared {
     world.say(usize::MAX, 0, |_| {
         format!(
             "{nodes} nodes, {:?}, primary_start_timeout {}, maximum lag {}, check_timeline {}",
-            base.timing, base.primary_start_timeout, base.maximum_lag_on_failover, base.check_timeline
+            base.timing,
+            base.primary_start_timeout,
+            base.maximum_lag_on_failover,
+            base.check_timeline
         )
     });
     drop(world);
@@ -178,7 +181,9 @@ impl World {
     }
 
     fn inject(&mut self, fault: Fault, mut random: Random) {
-        if self.quiet {
+        // Nothing else at once after the store itself broke its promise.
+        let broke = self.watched.revoked_at.is_some_and(|at| at + 20 * SECOND > self.now_us);
+        if self.quiet || broke {
             return;
         }
         let node = self.someone(&mut random);
@@ -355,7 +360,8 @@ impl World {
     /// keep theirs.
     pub fn revoke_lease(&mut self) {
         let Some(session) = self.store.leader.as_ref().map(|held| held.session) else { return };
-        let Some(node) = self.store.leader.as_ref().and_then(|held| self.node_of(&held.name)) else {
+        let Some(node) = self.store.leader.as_ref().and_then(|held| self.node_of(&held.name))
+        else {
             return;
         };
         let calm = self.active_faults == 0 && self.is_healthy(node, 10 * SECOND);
@@ -381,7 +387,8 @@ impl World {
     fn wipe_replica(&mut self, node: usize) {
         let server = &self.nodes[node].server;
         let others = self.nodes.iter().filter(|node| node.server.data.is_some()).count();
-        if !server.recovering || server.data.is_none() || others < 3 {
+        let led = self.nodes.iter().any(|node| node.server.writable());
+        if !server.recovering || server.data.is_none() || others < 3 || !led {
             return;
         }
         self.fault("replica's data directory wiped");

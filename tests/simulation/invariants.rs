@@ -29,7 +29,10 @@ pub struct Watched {
     pub revoked_at: Option<u64>,
     /// The links of the network have been as they are since then.
     pub network_since: u64,
-    pub last_writer: Option<usize>,
+    /// The run ended with nobody whom the rules allow to lead: an operator must decide.
+    pub nobody_eligible: bool,
+    /// Two promotions that PostgreSQL itself cannot tell apart; the run ended there.
+    pub twins: bool,
 }
 
 impl Watched {
@@ -39,7 +42,6 @@ impl Watched {
 
     pub fn acknowledged(&mut self, node: usize, tip: Tip, now: u64) {
         self.commits += 1;
-        self.last_writer = Some(node);
         self.acknowledged.insert(tip.branch, (tip.lsn, now, node));
     }
 }
@@ -74,7 +76,10 @@ impl World {
             .map(|node| self.name(node))
             .collect();
         if writers.len() > 1 && !self.watched.fence_broken {
-            self.violation("INV-2", format!("{} accept writes at the same time", writers.join(" and ")));
+            self.violation(
+                "INV-2",
+                format!("{} accept writes at the same time", writers.join(" and ")),
+            );
         }
     }
 
@@ -122,8 +127,11 @@ impl World {
             && self.store.lose_requests + self.store.lose_answers + self.store.slow_ms == 0
             && self.last_fault_at + 12 * SECOND < now;
         if alone > self.ttl_us(node) + 3 * SECOND || (may_know && alone > 12 * SECOND) {
-            let what =
-                format!("{} accepts writes without the lock for {} ms", self.name(node), alone / MS);
+            let what = format!(
+                "{} accepts writes without the lock for {} ms",
+                self.name(node),
+                alone / MS
+            );
             self.violation("INV-4", what);
         }
     }
@@ -193,7 +201,8 @@ impl World {
         if let Some(peer) = &agent.saw_primary
             && standby
         {
-            let what = format!("{} races although {peer} said that it is a primary", self.name(node));
+            let what =
+                format!("{} races although {peer} said that it is a primary", self.name(node));
             self.violation("INV-14", what);
         }
     }
@@ -205,7 +214,8 @@ impl World {
         let cluster = self.store.history.cluster_timeline();
         if !machine.server.recovering {
             if machine.server.ready() && self.timeline(node) < cluster.0 {
-                let what = format!("{} is a primary of an old timeline and gets the key", self.name(node));
+                let what =
+                    format!("{} is a primary of an old timeline and gets the key", self.name(node));
                 self.violation("INV-17", what);
             }
             return;
@@ -240,19 +250,26 @@ impl World {
                 || !self.is_healthy(node, 6 * SECOND)
                 || other.server.frozen
                 || !other.server.ready()
+                || other.server.ready_since + 6 * SECOND > self.now_us
             {
                 continue;
             }
             let (us, them) = (self.name(node), self.name(peer));
             if other.server.writable() && !other.server.stopping {
-                self.violation("INV-14", format!("{us} gets the key while {them} is a live primary"));
+                self.violation(
+                    "INV-14",
+                    format!("{us} gets the key while {them} is a live primary"),
+                );
                 return;
             }
-            let ahead = self.tip(peer).is_some_and(|theirs| {
-                theirs.branch == tip.branch && theirs.lsn > tip.lsn + 20_000
-            });
+            let ahead = self
+                .tip(peer)
+                .is_some_and(|theirs| theirs.branch == tip.branch && theirs.lsn > tip.lsn + 20_000);
             if ahead && !other.nofailover && other.server.recovering && !other.server.streaming {
-                self.violation("HA-095", format!("{us} gets the key while {them} is further ahead"));
+                self.violation(
+                    "HA-095",
+                    format!("{us} gets the key while {them} is further ahead"),
+                );
                 return;
             }
         }
@@ -317,7 +334,10 @@ impl World {
 
     /// INV-5: the guard is for agents that cannot act; a healthy one stops PostgreSQL itself.
     pub fn check_fence_fired(&mut self, node: usize) {
-        if self.is_healthy(node, 10 * SECOND) && self.nodes[node].server.writable() {
+        // An agent that just came may not know yet whether the lock is its own; and a stop for a
+        // switchover may take longer than the lease.
+        let server = &self.nodes[node].server;
+        if self.is_healthy(node, self.ttl_us(node)) && server.writable() && !server.stopping {
             let what = format!("the guard of {} had to act for a healthy agent", self.name(node));
             self.violation("INV-5", what);
         }
@@ -348,7 +368,8 @@ impl World {
         let cluster = self.store.initialize.as_ref().map(|(value, _)| value.as_str());
         let valid = cluster == Some(data.system_id.as_str());
         if self.holds_key(node) && self.believes(node) && valid {
-            let text = format!("{} owns the lock and its data directory is {what}", self.name(node));
+            let text =
+                format!("{} owns the lock and its data directory is {what}", self.name(node));
             self.violation("INV-20", text);
             return;
         }
@@ -388,6 +409,14 @@ impl World {
         }
     }
 
+    /// The agent that was demoting for a request died; its next life may begin anew.
+    pub fn forgive_graceful(&mut self, node: usize) {
+        let agent = self.nodes[node].agent.as_ref();
+        if agent.is_some_and(|agent| agent.tasks.contains(&"switchover: demote")) {
+            self.watched.graceful = self.watched.graceful.saturating_sub(1);
+        }
+    }
+
     /// INV-30.
     pub fn check_rewind_source(&mut self, source: Option<usize>) {
         let Some(source) = source else { return };
@@ -399,19 +428,33 @@ impl World {
         }
     }
 
-    /// Two nodes wrote a timeline of the same number, and one now follows the other.
-    pub fn check_foreign_history(&mut self, standby: usize, upstream: &hathi_dcs::MemberName) {
+    /// Two nodes wrote a timeline of the same number, and one now follows the other. Where even the
+    /// history files agree, or the standby's agent is dead or cut off, nobody can know; that is
+    /// counted, and the run ends there.
+    pub fn check_foreign_history(
+        &mut self,
+        standby: usize,
+        upstream: &hathi_dcs::MemberName,
+        twins: bool,
+    ) {
         let what = format!(
             "{} streams from {upstream} a timeline {} that is not its own",
             self.name(standby),
             self.timeline(standby)
         );
-        self.violation("INV-17", what);
+        let may_act = self.is_healthy(standby, 6 * SECOND) && self.sees_store(standby);
+        if twins || !may_act {
+            self.say(standby, 70, |_| format!("{what}, and its agent cannot know"));
+            self.watched.twins = true;
+        } else {
+            self.violation("INV-17", what);
+        }
     }
 
     /// Only what is not of this cluster is fatal for an agent.
     pub fn check_exit(&mut self, node: usize, exit: &Exit) {
-        let bootstrapped = self.store.initialize.as_ref().is_some_and(|(value, _)| !value.is_empty());
+        let bootstrapped =
+            self.store.initialize.as_ref().is_some_and(|(value, _)| !value.is_empty());
         if let Exit::Fatal(why) = exit
             && bootstrapped
             && !self.nodes[node].foreign
@@ -423,17 +466,38 @@ impl World {
         }
     }
 
+    /// May it win a race by the rules, whatever the others are? (HA-089, HA-095 a, b)
+    fn is_eligible(&self, node: usize) -> bool {
+        let machine = &self.nodes[node];
+        let (Some(tip), Some(agent)) = (self.tip(node), &machine.agent) else { return false };
+        let old = self.wal.timeline(tip) < self.store.history.cluster_timeline().0;
+        let behind = self.store.status.optime.0.saturating_sub(tip.lsn);
+        !machine.nofailover
+            && !machine.foreign
+            && machine.server.ready()
+            && !(old && agent.settings.check_timeline)
+            && behind <= agent.settings.maximum_lag_on_failover
+    }
+
     /// Long after the last fault: one leader, everybody follows, nothing is left over.
     /// (INV-33, INV-34, INV-35)
     pub fn check_end(&mut self) {
+        if self.watched.twins {
+            return;
+        }
         let leaders: Vec<usize> =
             (0..self.nodes.len()).filter(|node| self.nodes[*node].server.writable()).collect();
+        if leaders.is_empty() && !(0..self.nodes.len()).any(|node| self.is_eligible(node)) {
+            self.watched.nobody_eligible = true;
+            return;
+        }
         let [leader] = leaders[..] else {
             let what = format!("{} writers long after the last fault", leaders.len());
             return self.violation("INV-33", what);
         };
         if !self.holds_key(leader) {
-            return self.violation("INV-33", format!("{} writes without the key", self.name(leader)));
+            return self
+                .violation("INV-33", format!("{} writes without the key", self.name(leader)));
         }
         let timeline = Timeline(self.timeline(leader));
         if self.store.history.cluster_timeline() != timeline && timeline.0 > 1 {

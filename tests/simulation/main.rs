@@ -31,6 +31,9 @@ struct Run {
     faults: BTreeMap<&'static str, u64>,
     commits: u64,
     promotions: u64,
+    /// Ended with nobody allowed to lead; with two timelines that cannot be told apart.
+    nobody_eligible: bool,
+    twins: bool,
 }
 
 fn run_seed(seed: u64, tracing: bool) -> Run {
@@ -49,7 +52,19 @@ fn run_seed(seed: u64, tracing: bool) -> Run {
         faults: std::mem::take(&mut world.faults),
         commits: world.watched.commits,
         promotions: world.watched.promotions,
+        nobody_eligible: world.watched.nobody_eligible,
+        twins: world.watched.twins,
     }
+}
+
+/// Over all seeds.
+#[derive(Default)]
+struct Total {
+    faults: BTreeMap<&'static str, u64>,
+    commits: u64,
+    promotions: u64,
+    nobody_eligible: Vec<u64>,
+    twins: Vec<u64>,
 }
 
 fn number(name: &str, default: u64) -> u64 {
@@ -79,7 +94,7 @@ fn seeds() {
     let (from, count) = (number("SIM_FROM", 1), number("SIM_SEEDS", 2_000));
     let next = AtomicU64::new(from);
     let failed: Mutex<BTreeMap<u64, (String, String)>> = Mutex::default();
-    let total: Mutex<(BTreeMap<&'static str, u64>, u64, u64)> = Mutex::default();
+    let total: Mutex<Total> = Mutex::default();
     let began = std::time::Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..number("SIM_THREADS", 2) {
@@ -92,10 +107,12 @@ fn seeds() {
                     let run = run_seed(seed, false);
                     let mut total = total.lock().unwrap();
                     for (fault, times) in run.faults {
-                        *total.0.entry(fault).or_default() += times;
+                        *total.faults.entry(fault).or_default() += times;
                     }
-                    total.1 += run.commits;
-                    total.2 += run.promotions;
+                    total.commits += run.commits;
+                    total.promotions += run.promotions;
+                    total.nobody_eligible.extend(run.nobody_eligible.then_some(seed));
+                    total.twins.extend(run.twins.then_some(seed));
                     if let Some(why) = run.failed {
                         failed.lock().unwrap().insert(seed, why);
                     }
@@ -104,12 +121,14 @@ fn seeds() {
         }
     });
     let seconds = began.elapsed().as_secs_f64();
-    let (faults, commits, promotions) = total.into_inner().unwrap();
+    let Total { faults, commits, promotions, nobody_eligible, twins } = total.into_inner().unwrap();
     println!("{count} seeds from {from} in {seconds:.1} s, {:.0} a second", count as f64 / seconds);
     println!("{commits} commits acknowledged, {promotions} promotions; faults injected:");
     for (fault, times) in faults {
         println!("{times:>8}  {fault}");
     }
+    println!("ended with nobody whom the rules allow to lead: {nobody_eligible:?}");
+    println!("ended by two timelines of one number that no agent could tell apart: {twins:?}");
     let failed = failed.into_inner().unwrap();
     let mut by_rule: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
     for (seed, (rule, _)) in &failed {

@@ -9,8 +9,8 @@ use futures::channel::{mpsc, oneshot};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use hathi::ha::ports::{
-    ControlData, ControlState, DataDir, FollowChange, LocalEnd, Observation, PgError, Postgres, Server,
-    Slot, SourceHistory, Standby, Start, Started, Stop, StopStep, TimelineEnd, Upstream,
+    ControlData, ControlState, DataDir, FollowChange, LocalEnd, Observation, PgError, Postgres,
+    Server, Slot, SourceHistory, Standby, Start, Started, Stop, StopStep, TimelineEnd, Upstream,
 };
 use hathi_dcs::{Deadline, Lsn, Millis, Role, State, Timeline};
 use std::collections::BTreeMap;
@@ -137,7 +137,11 @@ impl Agency {
                     let restart_lsn = reader
                         .and_then(|reader| world.tip(reader))
                         .map_or(Lsn(data.checkpoint), |tip| Lsn(tip.lsn));
-                    Slot { name: name.clone(), active: reader.is_some(), restart_lsn: Some(restart_lsn) }
+                    Slot {
+                        name: name.clone(),
+                        active: reader.is_some(),
+                        restart_lsn: Some(restart_lsn),
+                    }
                 });
                 (seen, slots.collect())
             }
@@ -148,7 +152,9 @@ impl Agency {
         let mut seen_role = None;
         if let Some(agent) = world.agent_mut(self.process) {
             // A server that became ready after the wait for it was over.
-            if agent.state == State::Starting && matches!(seen, Server::Primary { .. } | Server::Standby(_)) {
+            if agent.state == State::Starting
+                && matches!(seen, Server::Primary { .. } | Server::Standby(_))
+            {
                 agent.state = State::Running;
                 agent.state_since = now;
             }
@@ -264,7 +270,11 @@ impl Postgres for Agency {
         }
     }
 
-    async fn follow_by_reload(&self, upstream: Option<&Upstream>, by: Deadline) -> Result<(), PgError> {
+    async fn follow_by_reload(
+        &self,
+        upstream: Option<&Upstream>,
+        by: Deadline,
+    ) -> Result<(), PgError> {
         let wanted = self.upstream_node(upstream);
         let node = self.process.node;
         self.query(by, "reload", move |world| {
@@ -365,7 +375,11 @@ impl Postgres for Agency {
         }
     }
 
-    async fn source_history(&self, source: &Upstream, by: Deadline) -> Result<SourceHistory, PgError> {
+    async fn source_history(
+        &self,
+        source: &Upstream,
+        by: Deadline,
+    ) -> Result<SourceHistory, PgError> {
         let node = self.process.node;
         let source = self.upstream_node(Some(source));
         let takes = self.world().random.between(2, 20) * MS;
@@ -435,7 +449,6 @@ impl Postgres for Agency {
         let mut world = self.world();
         world.check_removal(node, "set aside");
         world.server(node).data = None;
-        world.server(node).bootstrapping = false;
         Ok(())
     }
 

@@ -59,7 +59,7 @@ pub struct Server {
     pub stops: Vec<UnboundedSender<StopStep>>,
     /// Where a standby may go in the next tick: as far as its upstream was in the last one.
     pub offered: Option<Tip>,
-    pub bootstrapping: bool,
+    pub ready_since: u64,
 }
 
 impl Server {
@@ -95,7 +95,8 @@ impl World {
     /// How long something takes on this machine, in microseconds.
     pub fn takes(&mut self, node: usize, low_ms: u64, high_ms: u64) -> u64 {
         let slow = self.nodes[node].slow;
-        self.random.between(low_ms, high_ms) * MS * slow
+        // Slow, not endless: the quiet end of a run must suffice for a clone.
+        (self.random.between(low_ms, high_ms) * slow).min(45_000) * MS
     }
 
     pub fn fails(&mut self, node: usize) -> bool {
@@ -171,10 +172,8 @@ impl World {
             let Some(data) = &mut server.data else { return 0 };
             data.standby_signal = !as_primary;
             data.conninfo = if as_primary { None } else { upstream };
-            let clean = matches!(
-                data.control,
-                ControlState::ShutDown | ControlState::ShutDownInRecovery
-            );
+            let clean =
+                matches!(data.control, ControlState::ShutDown | ControlState::ShutDownInRecovery);
             data.control = match (as_primary, clean) {
                 (false, _) => ControlState::InArchiveRecovery,
                 (true, true) => ControlState::StartingUp,
@@ -204,8 +203,13 @@ impl World {
     }
 
     fn pg_ready(&mut self, node: usize, as_primary: bool) {
+        if self.nodes[node].server.stopping {
+            return;
+        }
+        let now = self.now_us;
         let server = &mut self.nodes[node].server;
         server.postmaster = Postmaster::Up;
+        server.ready_since = now;
         server.clients = true;
         server.recovering = !as_primary;
         if let Some(data) = &mut server.data {
@@ -377,7 +381,8 @@ impl World {
             && !sender.frozen
             && (sender.clients || drain)
             && self.connected(standby, upstream);
-        let (Some(from), Some(to), true) = (self.tip(upstream), self.tip(standby), reachable) else {
+        let (Some(from), Some(to), true) = (self.tip(upstream), self.tip(standby), reachable)
+        else {
             self.nodes[standby].server.streaming = false;
             self.nodes[standby].server.offered = None;
             return;
@@ -405,8 +410,9 @@ impl World {
                 self.nodes[standby].server.offered = None;
             }
             Stream::SendsAnotherHistory => {
-                let from = self.nodes[upstream].name.clone();
-                self.check_foreign_history(standby, &from);
+                let twins = self.wal.are_twins(from, to);
+                let upstream = self.nodes[upstream].name.clone();
+                self.check_foreign_history(standby, &upstream, twins);
             }
         }
     }

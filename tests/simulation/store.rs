@@ -4,8 +4,8 @@
 use crate::world::{MS, SECOND, World};
 use hathi::ha::run::Event;
 use hathi_dcs::{
-    Change, ClusterView, DcsError, Expect, Failover, Failsafe, History, Leader, Member,
-    MemberData, MemberName, Status, Stored, Sync, Version,
+    Change, ClusterView, DcsError, Expect, Failover, Failsafe, History, Leader, Member, MemberData,
+    MemberName, Status, Stored, Sync, Version,
 };
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -53,17 +53,20 @@ impl Store {
         let view = Arc::new(ClusterView {
             initialize: self.initialize.as_ref().map(|(value, _)| value.clone()),
             config: self.config.as_ref().map(|(value, version)| stored(value.clone(), *version)),
-            leader: self.leader.as_ref().map(|held| Leader {
-                name: held.name.clone(),
-                version: Version(held.version),
-            }),
+            leader: self
+                .leader
+                .as_ref()
+                .map(|held| Leader { name: held.name.clone(), version: Version(held.version) }),
             status: self.status.clone(),
             members: self
                 .members
                 .iter()
                 .map(|(name, (data, _))| Member { name: name.clone(), data: data.clone() })
                 .collect(),
-            failover: self.failover.as_ref().map(|(value, version)| stored(value.clone(), *version)),
+            failover: self
+                .failover
+                .as_ref()
+                .map(|(value, version)| stored(value.clone(), *version)),
             sync: self.sync.as_ref().map(|(value, version)| stored(value.clone(), *version)),
             history: self.history.clone(),
             failsafe: self.failsafe.clone(),
@@ -312,7 +315,11 @@ impl World {
         Ok(())
     }
 
-    pub fn op_config(&mut self, value: Map<String, Value>, expect: Expect) -> Result<Version, DcsError> {
+    pub fn op_config(
+        &mut self,
+        value: Map<String, Value>,
+        expect: Expect,
+    ) -> Result<Version, DcsError> {
         meets(expect, self.store.config.as_ref().map(|(_, version)| *version), "config")?;
         let version = self.store.revision + 1;
         self.store.config = Some((value, version));

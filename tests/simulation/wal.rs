@@ -71,6 +71,21 @@ impl Wal {
         }
     }
 
+    /// Do the history files of both say the same, though what they wrote differs? Two nodes were
+    /// promoted from the very same position, and the first one died before anybody heard of it.
+    /// PostgreSQL has nothing that tells them apart.
+    pub fn are_twins(&self, one: Tip, other: Tip) -> bool {
+        let history = |tip| {
+            let mut back: Vec<(u32, u64)> =
+                self.way_back(tip).skip(1).map(|at| (self.timeline(at), at.lsn)).collect();
+            back.reverse();
+            back
+        };
+        let (one, other) = (history(one), history(other));
+        let shared = one.len().min(other.len());
+        one[..shared] == other[..shared]
+    }
+
     /// How the timelines before this one ended, oldest first.
     pub fn ends(&self, tip: Tip, wall: &dyn Fn(usize) -> String) -> Vec<TimelineEnd> {
         let mut ends: Vec<TimelineEnd> = Vec::new();

@@ -356,7 +356,8 @@ impl World {
 
 /// A short code for a text, for the hash of the trace.
 pub fn code_of(text: &str) -> u64 {
-    text.bytes().fold(7, |code: u64, byte| code.wrapping_mul(31).wrapping_add(u64::from(byte)) & 0xFFFF)
+    text.bytes()
+        .fold(7, |code: u64, byte| code.wrapping_mul(31).wrapping_add(u64::from(byte)) & 0xFFFF)
 }
 
 #[cfg(test)]
@@ -372,7 +373,10 @@ mod tests {
             for local in [offset, offset + 1, offset + 999, offset + 28_500, offset + 600_000] {
                 let at = world.true_at(node, Millis(local));
                 assert!(world.local_at(node, at) >= Millis(local));
-                assert!(at == 0 || world.local_at(node, at - 1) < Millis(local), "the first moment");
+                assert!(
+                    at == 0 || world.local_at(node, at - 1) < Millis(local),
+                    "the first moment"
+                );
             }
         }
     }
