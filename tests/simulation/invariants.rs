@@ -475,7 +475,7 @@ impl World {
         !machine.nofailover
             && !machine.foreign
             && machine.server.ready()
-            && !(old && agent.settings.check_timeline)
+            && (!old || !agent.settings.check_timeline)
             && behind <= agent.settings.maximum_lag_on_failover
     }
 
