@@ -94,13 +94,13 @@ pub fn runnable_by(user: Option<&RunAs>, dir: &Path) -> anyhow::Result<PathBuf> 
     Ok(copy)
 }
 
-/// A password nobody has to type: 24 hexadecimal digits from the kernel.
+/// A password nobody has to type: 16 hexadecimal digits from the kernel.
 ///
 /// # Errors
 /// The kernel gives none.
 pub fn secret() -> anyhow::Result<String> {
     use std::io::Read;
-    let mut raw = [0_u8; 12];
+    let mut raw = [0_u8; 8];
     let read = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut raw));
     read.context("/dev/urandom cannot be read")?;
     Ok(raw.iter().map(|b| format!("{b:02x}")).collect())

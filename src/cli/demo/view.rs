@@ -4,7 +4,7 @@
 use super::End;
 use super::herd::Herd;
 use super::picture::{Member, Picture};
-use super::place::{NodePlan, Place};
+use super::place::{NodePlan, Place, SUPERUSER};
 use super::watch::{Event, RHYTHM, Watch};
 use anyhow::Context;
 use ratatui::Frame;
@@ -21,6 +21,8 @@ use tokio::sync::mpsc;
 
 /// How many events are remembered; the screen shows the newest that fit.
 const REMEMBERED: usize = 200;
+/// Lines of advice and their title; constant, so that nothing jumps while there is no leader.
+const ADVICE: u16 = 7;
 
 /// Runs until q, Ctrl-C or a signal; gives the terminal back in any case.
 ///
@@ -99,7 +101,7 @@ fn draw(frame: &mut Frame<'_>, place: &Place, picture: &Picture, events: &VecDeq
         Constraint::Length(1),
         Constraint::Length(members),
         Constraint::Min(4),
-        Constraint::Length(advice.len() as u16 + 1),
+        Constraint::Length(ADVICE),
         Constraint::Length(1),
     ])
     .areas(frame.area());
@@ -194,8 +196,14 @@ fn row<'a>(node: &NodePlan, seen: &Member) -> Row<'a> {
 
 /// Lines to copy, with the pids and ports of this moment.
 fn advice(place: &Place, picture: &Picture) -> Vec<String> {
-    let mut lines = vec![format!("psql '{}'", place.url())];
+    let mut lines = Vec::new();
     let Some(leader) = picture.leader() else { return lines };
+    if let Some(node) = place.nodes.iter().find(|n| n.name == leader.name) {
+        lines.push(format!(
+            "psql postgresql://{SUPERUSER}:{}@127.0.0.1:{}/postgres",
+            place.password, node.pg_port
+        ));
+    }
     if let Some(pid) = leader.postmaster {
         lines.push(format!("kill -9 {pid}   # {}'s PostgreSQL: another takes over", leader.name));
     }
@@ -204,7 +212,9 @@ fn advice(place: &Place, picture: &Picture) -> Vec<String> {
             "kill -9 {pid}   # {}'s agent: it comes back, PostgreSQL goes on",
             leader.name
         ));
-        lines.push(format!("kill -STOP {pid}   # freezes it: the guard stops PostgreSQL in time; undo with kill -CONT"));
+        lines.push(format!(
+            "kill -STOP {pid}   # frozen: its guard stops PostgreSQL in time; kill -CONT wakes it"
+        ));
     }
     let rest = place.nodes.iter().find(|n| n.name == leader.name).map(|n| n.rest_port);
     let other = picture.members.iter().find(|m| m.name != leader.name && m.state == "streaming");

@@ -16,6 +16,8 @@ use std::time::Duration;
 pub const RHYTHM: Duration = Duration::from_millis(250);
 /// An agent on the same machine that has not answered by then does not answer.
 const PATIENCE: Duration = Duration::from_millis(800);
+/// One missed answer is no news.
+const SILENT_LOOKS: u32 = 4;
 
 /// One line of history: the wall clock, and what happened.
 #[derive(Clone, Debug)]
@@ -28,19 +30,26 @@ pub struct Watch {
     nodes: Vec<NodePlan>,
     client: Client<HttpConnector, Empty<Bytes>>,
     pub picture: Picture,
+    /// How many looks in a row each agent did not answer.
+    silent: Vec<u32>,
 }
 
 impl Watch {
     pub fn new(place: &Place) -> Self {
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { nodes: place.nodes.clone(), client, picture: Picture::default() }
+        Self {
+            nodes: place.nodes.clone(),
+            client,
+            picture: Picture::default(),
+            silent: vec![0; place.nodes.len()],
+        }
     }
 
     /// Tends the herd, asks everybody, and returns what is new.
     pub async fn look(&mut self, herd: &mut Herd) -> Vec<Event> {
         let mut news: Vec<String> = herd.tend().into_iter().map(in_words).collect();
-        let this = &*self;
-        let asked = this.nodes.iter().map(|n| async move {
+        let (this, nodes) = (&*self, self.nodes.clone());
+        let asked = nodes.iter().map(|n| async move {
             let (own, all) = tokio::join!(this.ask(n, "/patroni"), this.ask(n, "/cluster"));
             (n, own, all)
         });
@@ -51,22 +60,26 @@ impl Watch {
             .filter_map(|(_, own, all)| Some((own.as_ref()?, all.as_ref()?)))
             .max_by_key(|(own, _)| own["role"] == "primary")
             .map(|(_, all)| all.clone());
-        let members = answers
-            .iter()
-            .map(|(node, own, _)| {
-                let mut member = Member {
-                    name: node.name.clone(),
-                    agent: herd.pid(&node.name),
-                    postmaster: node.postmaster(),
-                    ..Member::default()
-                };
-                if let (Some(own), Some(whole)) = (own, &whole) {
-                    member.timeline = own["timeline"].as_u64();
-                    from_cluster(&mut member, whole);
+        let mut members = Vec::new();
+        for (i, (node, own, _)) in answers.iter().enumerate() {
+            let mut member = Member {
+                name: node.name.clone(),
+                agent: herd.pid(&node.name),
+                postmaster: node.postmaster(),
+                ..Member::default()
+            };
+            self.silent[i] = if own.is_some() { 0 } else { self.silent[i].saturating_add(1) };
+            if let (Some(own), Some(whole)) = (own, &whole) {
+                member.timeline = own["timeline"].as_u64();
+                from_cluster(&mut member, whole);
+            } else if self.silent[i] < SILENT_LOOKS {
+                if let Some(last) = self.picture.members.get(i) {
+                    let (agent, postmaster) = (member.agent, member.postmaster);
+                    member = Member { agent, postmaster, ..last.clone() };
                 }
-                member
-            })
-            .collect();
+            }
+            members.push(member);
+        }
         let now = Picture { members };
         news.extend(now.changes_since(&self.picture));
         self.picture = now;
