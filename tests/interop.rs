@@ -1,0 +1,185 @@
+//! Real Patroni 4.1.5 and hathi in one cluster, on a real etcd, with clients writing all the time.
+//! What holds here is what lets a user move one node at a time, and back.
+
+use hathi_test_support::cluster::patroni_bin;
+use hathi_test_support::{Agent, Cluster, ClusterOptions, Store, Writers, check, osuser, sql};
+use serde_json::{Value, json};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const PAUSE: Duration = Duration::from_millis(10);
+const SETTLED: Duration = Duration::from_secs(90);
+const SOON: Duration = Duration::from_secs(20);
+
+/// A cluster of three with these agents, healthy.
+async fn cluster_of(agents: [Agent; 3]) -> Cluster {
+    let store = Store::Etcd { members: 1 };
+    let options = ClusterOptions::new(Agent::Patroni, store, env!("CARGO_BIN_EXE_hathi"));
+    let mut cluster = Cluster::prepare(options).await;
+    for (i, agent) in agents.into_iter().enumerate() {
+        cluster.nodes[i].agent = agent;
+        cluster.start_agent(i);
+    }
+    cluster.healthy(SETTLED).await;
+    cluster
+}
+
+/// Runs the real patronictl with the file of the first node.
+fn patronictl(cluster: &Cluster, args: &[&str]) -> String {
+    let mut command = Command::new(patroni_bin("patronictl"));
+    command.arg("-c").arg(cluster.nodes[0].yaml()).args(args);
+    command.env_clear().env("PATH", "/usr/bin:/bin").env("LANG", "C.UTF-8");
+    command.env("HOME", cluster.dir()).current_dir(cluster.dir());
+    let out = osuser::as_server(&mut command).output().expect("patronictl runs");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(
+        out.status.success(),
+        "patronictl {args:?}: {text}{}\n{}",
+        String::from_utf8_lossy(&out.stderr),
+        cluster.report()
+    );
+    text
+}
+
+async fn switchover_by_patronictl(cluster: &Cluster, writers: &Writers, to: usize) {
+    let from = cluster.leader().await.expect("a leader");
+    if from == to {
+        return;
+    }
+    let (leader, candidate) = (cluster.nodes[from].name.clone(), cluster.nodes[to].name.clone());
+    let args = ["switchover", "--leader", &leader, "--candidate", &candidate, "--force"];
+    let said = patronictl(cluster, &args);
+    assert!(said.contains("Successfully switched over"), "{said}\n{}", cluster.report());
+    let accepted = writers.accepts_after(Instant::now(), SOON).await;
+    assert_eq!(accepted.map(|a| a.node), Ok(to), "{}", cluster.report());
+    assert_eq!(cluster.healthy(SETTLED).await, to, "{}", cluster.report());
+}
+
+/// Who is in `patronictl list -f json`, as (member, role, state).
+fn listed(cluster: &Cluster) -> Vec<(String, String, String)> {
+    let text = patronictl(cluster, &["list", "-f", "json"]);
+    let rows: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    let field = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
+    let rows = rows.as_array().cloned().unwrap_or_default();
+    rows.iter().map(|r| (field(r, "Member"), field(r, "Role"), field(r, "State"))).collect()
+}
+
+fn assert_listed(cluster: &Cluster, leader: usize) {
+    let mut expected: Vec<(String, String, String)> = cluster
+        .nodes
+        .iter()
+        .enumerate()
+        .map(|(i, node)| {
+            let (role, state) =
+                if i == leader { ("Leader", "running") } else { ("Replica", "streaming") };
+            (node.name.clone(), role.to_owned(), state.to_owned())
+        })
+        .collect();
+    expected.sort();
+    let mut seen = listed(cluster);
+    seen.sort();
+    assert_eq!(seen, expected, "{}", cluster.report());
+}
+
+/// Two of ours and one of theirs; each leads in turn, switched by the real patronictl, whose
+/// other commands work as well, whoever leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_leads_in_turn_by_the_real_patronictl() {
+    let cluster = cluster_of([Agent::Hathi, Agent::Patroni, Agent::Hathi]).await;
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), SOON).await.expect("a write");
+    for (round, to) in [0, 1, 2, 1, 0].into_iter().enumerate() {
+        switchover_by_patronictl(&cluster, &writers, to).await;
+        assert_listed(&cluster, to);
+
+        let topology = patronictl(&cluster, &["topology"]);
+        for (i, node) in cluster.nodes.iter().enumerate() {
+            let shown =
+                if i == to { format!("| {} ", node.name) } else { format!("+ {} ", node.name) };
+            assert!(topology.contains(&shown), "{shown:?} is not in\n{topology}");
+        }
+
+        let work_mem = format!("{}kB", 4096 + 128 * (round + 1));
+        let set = format!("postgresql.parameters.work_mem={work_mem}");
+        patronictl(&cluster, &["edit-config", "--force", "-q", "-s", &set]);
+        let shown = patronictl(&cluster, &["show-config"]);
+        assert!(shown.contains(&format!("work_mem: {work_mem}")), "{shown}");
+        for (i, node) in cluster.nodes.iter().enumerate() {
+            cluster
+                .wait("the edited parameter on every node", SOON, || async {
+                    let config = cluster.get(i, "/config").await?.json();
+                    let stored = &config["postgresql"]["parameters"]["work_mem"];
+                    let used =
+                        sql::value(node.pg_port, "SELECT current_setting('work_mem')").await?;
+                    let used_kb = used.trim_end_matches("kB");
+                    if stored == &json!(work_mem) && format!("{used_kb}kB") == work_mem {
+                        Ok(())
+                    } else {
+                        Err(format!("{}: /config {stored}, in use {used}", node.name))
+                    }
+                })
+                .await;
+        }
+    }
+    let written = writers.stop().await;
+    check::verify(&cluster, &written, &[]).await;
+    check::same_rows_everywhere(&cluster, SOON).await;
+}
+
+/// A node of a Patroni cluster gets hathi with the very same file, leads, and goes back, while
+/// the cluster serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_moves_from_patroni_and_back() {
+    let mut cluster = cluster_of([Agent::Patroni, Agent::Patroni, Agent::Patroni]).await;
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), SOON).await.expect("a write");
+    let file = std::fs::read(cluster.nodes[0].yaml()).expect("the node's file");
+    let first = cluster.leader().await.expect("a leader");
+    let moving = (first + 1) % 3;
+
+    change_agent(&mut cluster, moving, Agent::Hathi).await;
+    switchover_by_patronictl(&cluster, &writers, moving).await;
+    assert_listed(&cluster, moving);
+
+    // Back, straight from the lead: the others take over, and it follows under Patroni again.
+    change_agent(&mut cluster, moving, Agent::Patroni).await;
+    let leader = cluster.leader().await.expect("a leader");
+    assert_ne!(leader, moving);
+    writers.accepts_after(Instant::now(), SOON).await.expect("a write");
+    switchover_by_patronictl(&cluster, &writers, moving).await;
+    assert_listed(&cluster, moving);
+
+    assert_eq!(std::fs::read(cluster.nodes[0].yaml()).expect("the node's file"), file);
+    let written = writers.stop().await;
+    check::verify(&cluster, &written, &[]).await;
+    check::same_rows_everywhere(&cluster, SOON).await;
+}
+
+async fn change_agent(cluster: &mut Cluster, node: usize, to: Agent) {
+    let status = cluster.stop_agent(node).await;
+    assert!(status.success(), "{status}\n{}", cluster.report());
+    cluster.nodes[node].agent = to;
+    cluster.start_agent(node);
+    cluster.healthy(SETTLED).await;
+}
+
+/// Patroni leads and its node dies: ours takes over when the lease is out; and the other way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_takes_over_from_the_others_dead_leader() {
+    let mut cluster = cluster_of([Agent::Hathi, Agent::Patroni, Agent::Hathi]).await;
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), SOON).await.expect("a write");
+    let mut windows = Vec::new();
+    for victim in [1, 0] {
+        switchover_by_patronictl(&cluster, &writers, victim).await;
+        let killed = Instant::now();
+        windows.push(check::Loss::just_before(killed));
+        cluster.kill_node(victim);
+        let new = cluster.another_leader(victim, Duration::from_secs(45)).await;
+        cluster.start_agent(victim);
+        assert_eq!(cluster.healthy(SETTLED).await, new, "{}", cluster.report());
+    }
+    let written = writers.stop().await;
+    check::verify(&cluster, &written, &windows).await;
+    check::same_rows_everywhere(&cluster, SOON).await;
+}
