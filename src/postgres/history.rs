@@ -68,7 +68,9 @@ impl LocalPostgres {
                     was_primary: false,
                     checkpoint_end: None,
                 }),
-                _ => None,
+                Server::Primary { .. } | Server::Down | Server::Starting | Server::Silent(_) => {
+                    None
+                }
             };
         }
         let control = self.control_data(by).await?;

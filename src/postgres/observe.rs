@@ -50,7 +50,18 @@ impl LocalPostgres {
                     State::Starting | State::BootstrapStarting | State::Restarting => {
                         Server::Starting
                     }
-                    _ => Server::Silent(why),
+                    State::Initdb
+                    | State::InitdbFailed
+                    | State::CustomBootstrap
+                    | State::CustomBootstrapFailed
+                    | State::CreatingReplica
+                    | State::Running
+                    | State::StartFailed
+                    | State::RestartFailed
+                    | State::Stopping
+                    | State::Stopped
+                    | State::StopFailed
+                    | State::Crashed => Server::Silent(why),
                 },
                 Err(
                     why
