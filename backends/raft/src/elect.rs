@@ -8,9 +8,10 @@ use crate::config::LEASE_MS;
 use crate::machine::Op;
 use crate::node::{Node, Phase, Sign, lock};
 use crate::peers::{Answer, Ask};
-use crate::types::LogId;
+use crate::types::{LogId, Vote};
 use hathi_dcs::{Deadline, Millis, boottime};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,40 @@ fn between(least: u64, most: u64) -> u64 {
 /// The leader wrote to us and we accept it.
 pub(crate) fn sign_of_life(node: &Node, leader: u64) {
     *lock(&node.sign) = Sign { at: boottime(), leader: Some(leader), broken: false };
+}
+
+/// The leader says that it lives.
+pub(crate) fn hears_leader(node: &Node, from: u64, vote: &Vote, applied: u64) -> Answer {
+    let follows = vote.committed
+        && vote.leader_id.voted_for() == Some(from)
+        && node.log.vote().as_ref() == Some(vote);
+    let mine = node.state.copy().applied.map_or(0, |id| id.index);
+    let complete = mine >= applied && *lock(&node.phase) == Phase::Member;
+    if follows && complete {
+        sign_of_life(node, from);
+    }
+    Answer::Alive { follows, complete }
+}
+
+/// Tells everybody that this member leads. Who does not follow, or lacks something, gets openraft's
+/// own heartbeat, which mends it.
+async fn show_life(node: &Arc<Node>) {
+    let Some(vote) = node.log.vote() else { return };
+    let applied = node.state.copy().applied.map_or(0, |id| id.index);
+    let limit = Duration::from_millis(node.config.connection_timeout_ms);
+    let began = boottime();
+    let asks = node.network.peers.iter().map(|(id, peer)| async move {
+        let answer = peer.ask(Ask::Alive { vote, applied }, limit).await;
+        if let Ok(Answer::Alive { follows: true, .. }) = answer {
+            node.network.heard(*id, began);
+        }
+        matches!(answer, Ok(Answer::Alive { follows: true, complete: true }))
+    });
+    let fine = futures::future::join_all(asks).await;
+    if fine.contains(&false) {
+        // It can only fail when the engine has ended.
+        let _ = node.engine.trigger().heartbeat().await;
+    }
 }
 
 /// A connection from this member ended: if it leads, its process is likely gone.
@@ -54,8 +89,16 @@ pub(crate) async fn stand_up(node: Arc<Node>) {
     let born = boottime();
     let (first, mut round) = (between(300, 1_200), (boottime(), patience()));
     loop {
+        if node.is_leader() {
+            let mut metrics = node.engine.server_metrics();
+            let ended = metrics.wait_for(|m| m.state != openraft::ServerState::Leader);
+            if ended.await.is_err() {
+                return;
+            }
+            continue;
+        }
         if !may_stand(&node) {
-            tokio::time::sleep(Duration::from_millis(if alone { 100 } else { 500 })).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
             continue;
         }
         let sign = *lock(&node.sign);
@@ -92,9 +135,7 @@ fn may_stand(node: &Node) -> bool {
     let member = *lock(&node.phase) == Phase::Member;
     let metrics = node.engine.server_metrics();
     let metrics = metrics.borrow();
-    member
-        && metrics.state != openraft::ServerState::Leader
-        && metrics.membership_config.membership().voter_ids().any(|id| id == node.id)
+    member && metrics.membership_config.membership().voter_ids().any(|id| id == node.id)
 }
 
 async fn majority_would_vote(node: &Arc<Node>) -> bool {
@@ -130,13 +171,13 @@ pub(crate) async fn lead(node: Arc<Node>) {
         let mut sign = tokio::time::interval(period);
         sign.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let alone = node.network.peers.is_empty();
+        let mut showing = None;
         while node.is_leader() {
             let next = next_end(&node, since);
             tokio::select! {
-                _ = sign.tick(), if !alone => {
-                    if node.engine.trigger().heartbeat().await.is_err() {
-                        return;
-                    }
+                () = shown(&mut showing) => showing = None,
+                _ = sign.tick(), if !alone && showing.is_none() => {
+                    showing = Some(Box::pin(show_life(&node)));
                 }
                 () = ends(next.map(|(at, _, _)| at)) => {
                     if let Some((_, lease, seen)) = next {
@@ -168,6 +209,13 @@ fn next_end(node: &Node, since: Millis) -> Option<(Millis, u64, u64)> {
         (end, *id, lease.kept_at)
     });
     leases.min()
+}
+
+async fn shown<F: Future<Output = ()>>(showing: &mut Option<Pin<Box<F>>>) {
+    match showing {
+        None => std::future::pending().await,
+        Some(showing) => showing.await,
+    }
 }
 
 async fn ends(at: Option<Millis>) {

@@ -39,6 +39,11 @@ impl Network {
         Self { peers: Arc::new(peers), acks: Arc::default() }
     }
 
+    /// This member accepted what we sent at that time.
+    pub(crate) fn heard(&self, from: u64, at: Millis) {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner).insert(from, at);
+    }
+
     /// When a majority, this member included, was last known to follow this member; `None`: never.
     pub(crate) fn quorum_heard(&self) -> Option<Millis> {
         let needed = self.peers.len().div_ceil(2);
@@ -103,8 +108,7 @@ impl RaftNetwork<Raft> for Line {
         match self.ask(Ask::Append(rpc), &option).await? {
             Answer::Append(reply) => {
                 if !matches!(reply, AppendReply::HigherVote(_)) {
-                    let acks = self.network.acks.lock();
-                    acks.unwrap_or_else(PoisonError::into_inner).insert(self.target, began);
+                    self.network.heard(self.target, began);
                 }
                 Ok(reply)
             }

@@ -1,7 +1,7 @@
 //! Asking the other members: one connection to each, many questions on it at once.
 
 use crate::machine::{Command, Reply};
-use crate::types::{Append, AppendReply, Chunk, ChunkReply, LogId, VoteAsk, VoteReply};
+use crate::types::{Append, AppendReply, Chunk, ChunkReply, LogId, Vote, VoteAsk, VoteReply};
 use crate::wire::{self, Conn, WireError};
 use hathi_dcs::{Deadline, boottime};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,11 @@ pub(crate) enum Ask {
     Append(Append),
     Vote(VoteAsk),
     Chunk(Chunk),
+    /// I lead by this vote and have applied up to here: a sign of life without openraft's work.
+    Alive {
+        vote: Vote,
+        applied: u64,
+    },
     /// Would you help to replace the leader by me, whose log ends here? (the pre-vote)
     WouldVote(Option<LogId>),
     /// Does a cluster exist already, as far as you know?
@@ -34,6 +39,12 @@ pub(crate) enum Answer {
     Append(AppendReply),
     Vote(VoteReply),
     Chunk(ChunkReply),
+    Alive {
+        /// I follow that vote.
+        follows: bool,
+        /// I have applied as much.
+        complete: bool,
+    },
     WouldVote(bool),
     Who {
         history: bool,

@@ -101,6 +101,15 @@ async fn answer_all(node: Arc<Node>, peer: u64, mut conn: Conn) -> WireError {
                     Ok(question) => question,
                     Err(error) => break error,
                 };
+                if let Ask::Alive { vote, applied } = ask {
+                    let answer = elect::hears_leader(&node, peer, &vote, applied);
+                    let limit = Duration::from_secs(5);
+                    match tokio::time::timeout(limit, conn.send(&Response { id, answer })).await {
+                        Ok(Ok(())) => continue,
+                        Ok(Err(error)) => break error,
+                        Err(_) => break WireError::Timeout,
+                    }
+                }
                 let Ok(place) = places.clone().try_acquire_owned() else { continue };
                 let (node, done) = (node.clone(), done.clone());
                 tokio::spawn(async move {
@@ -166,6 +175,7 @@ async fn answer(node: &Arc<Node>, from: u64, ask: Ask) -> Answer {
                 },
             }
         }
+        Ask::Alive { vote, applied } => elect::hears_leader(node, from, &vote, applied),
         Ask::WouldVote(last) => Answer::WouldVote(elect::would_vote(node, last, boottime())),
         Ask::Who => Answer::Who { history: join::has_history(node) },
         Ask::Write(command) => match node.write_here(command).await {

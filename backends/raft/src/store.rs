@@ -240,7 +240,8 @@ impl Dcs for RaftStore {
         let op = if same == Some(true) {
             let wish = self.wish();
             let timing = *lock(&self.timing);
-            let often = timing.loop_wait_ms().min(timing.ttl_ms() / 3) * 9 / 10;
+            // Every write is a sync on every member's disk; half a ttl leaves time for retries.
+            let often = (timing.ttl_ms() / 2).min(2 * timing.loop_wait_ms()) * 9 / 10;
             let kept = lock(&self.mine).kept;
             if kept.is_some_and(|(at, ttl)| ttl == wish.ttl_ms && boottime().since(at) < often) {
                 return Ok(());
