@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     let Hathi { command, config } = Hathi::parse();
     if let Some(Command::Guard(args)) = &command {
         // Before any thread, any runtime, any memory that is not needed.
-        return hathi::agent::guard_main(&args.args);
+        return hathi::guard::main(&args.args);
     }
     // One provider for every TLS library in this process, chosen before the first of them asks. An
     // error would mean that one is installed already.

@@ -17,14 +17,6 @@ pub mod peers;
 mod publisher;
 mod run;
 pub mod store;
-mod unguarded;
 mod welcome;
 
 pub use run::{AgentError, run};
-
-/// The guard's own `main`: no runtime, no threads.
-pub fn guard_main(args: &[String]) -> std::process::ExitCode {
-    let _ = args;
-    eprintln!("hathi guard: not built yet");
-    std::process::ExitCode::FAILURE
-}

@@ -6,10 +6,10 @@ use crate::agent::events::{Signals, watch_store};
 use crate::agent::orders::{self, Hands};
 use crate::agent::peers::{ClientSettings, HttpClient, HttpPeers};
 use crate::agent::publisher::Publisher;
-use crate::agent::unguarded::{GuardClient, NoGuard};
 use crate::agent::{store, welcome};
 use crate::api::{self, RestConfig, Snapshot};
 use crate::config::{self, GuardMode, Local};
+use crate::guard::{GuardClient, NoGuard};
 use crate::ha::lease::{self, Lease};
 use crate::ha::ports::{Fence, Ports};
 use crate::ha::run::{Event, Events, Exit};
@@ -31,8 +31,8 @@ pub enum AgentError {
     Api(#[from] api::ApiError),
     #[error(transparent)]
     Client(#[from] crate::agent::peers::SettingsError),
-    #[error("the guard cannot be started: {0}")]
-    Guard(String),
+    #[error(transparent)]
+    Guard(#[from] crate::guard::GuardError),
     #[error("{what}: {why}")]
     System { what: &'static str, why: String },
     /// The core ended; PostgreSQL is as the line says.
@@ -171,9 +171,7 @@ fn fence(local: &Local) -> Result<Guarded, AgentError> {
             Ok((Arc::new(NoGuard), None))
         }
         GuardMode::Required => {
-            let program = std::env::current_exe().map_err(|e| AgentError::Guard(e.to_string()))?;
-            let guard = GuardClient::start(&local.postgresql.data_dir, &program)
-                .map_err(|error| AgentError::Guard(error.to_string()))?;
+            let guard = GuardClient::start(&local.postgresql.data_dir)?;
             Ok((guard.clone(), Some(guard)))
         }
     }
@@ -183,7 +181,7 @@ fn hooks(guard: Option<Arc<GuardClient>>, publisher: Arc<Publisher>, events: Eve
     Hooks {
         on_postmaster: Box::new(move |process| {
             if let Some(guard) = &guard {
-                guard.postmaster(process.map(|id| (id.pid, id.start_time)));
+                guard.postmaster(process);
             }
         }),
         on_exit: Box::new(move || {

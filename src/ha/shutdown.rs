@@ -78,7 +78,15 @@ async fn stop_postgres(
     if pg.alive && owner {
         let view = memory.view.as_ref().map(|(view, _)| view.clone()).unwrap_or_default();
         let context = Context { ports: ports.clone(), lease: lease.clone(), view };
-        with_progress(ports, lease, stop_and_release(&context, false, None)).await?;
+        let handed_over =
+            with_progress(ports, lease, stop_and_release(&context, false, None)).await;
+        if let Err(why) = handed_over {
+            // PostgreSQL down and the key not given up is an orderly end: the key runs out.
+            let now = ports.clock.now();
+            if ports.postgres.observe(Deadline(now.plus(1_000))).await.alive {
+                return Err(why);
+            }
+        }
     } else if pg.alive {
         let how = Stop { mode: StopMode::Fast, checkpoint: false, immediate_at: None };
         let mut steps = ports.postgres.stop(how);
