@@ -81,10 +81,8 @@ async fn demo(args: &DemoArgs) -> anyhow::Result<()> {
     let stopped = herd.stop(&place).await;
     let failed = told.is_err();
     let left = place.finish(failed);
-    if !args.json || failed {
-        if let Some(directory) = left {
-            eprintln!("kept: {}", directory.display());
-        }
+    if let Some(directory) = left.filter(|_| !args.json || failed) {
+        eprintln!("kept: {}", directory.display());
     }
     told.and(stopped)
 }

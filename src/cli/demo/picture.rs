@@ -58,10 +58,10 @@ impl Picture {
             let Some(was) = before.members.iter().find(|m| m.name == now.name) else { continue };
             if was.postmaster.is_some() && now.postmaster.is_none() {
                 told.push(format!("{}: PostgreSQL is down", now.name));
-            } else if was.postmaster != now.postmaster {
-                if let Some(pid) = now.postmaster {
-                    told.push(format!("{}: PostgreSQL runs, pid {pid}", now.name));
-                }
+            } else if was.postmaster != now.postmaster
+                && let Some(pid) = now.postmaster
+            {
+                told.push(format!("{}: PostgreSQL runs, pid {pid}", now.name));
             }
             if was.state != now.state && now.role != "leader" {
                 match now.state.as_str() {

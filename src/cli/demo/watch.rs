@@ -72,11 +72,11 @@ impl Watch {
             if let (Some(own), Some(whole)) = (own, &whole) {
                 member.timeline = own["timeline"].as_u64();
                 from_cluster(&mut member, whole);
-            } else if self.silent[i] < SILENT_LOOKS {
-                if let Some(last) = self.picture.members.get(i) {
-                    let (agent, postmaster) = (member.agent, member.postmaster);
-                    member = Member { agent, postmaster, ..last.clone() };
-                }
+            } else if self.silent[i] < SILENT_LOOKS
+                && let Some(last) = self.picture.members.get(i)
+            {
+                let (agent, postmaster) = (member.agent, member.postmaster);
+                member = Member { agent, postmaster, ..last.clone() };
             }
             members.push(member);
         }

@@ -25,12 +25,20 @@ impl Drop for Session {
 /// # Errors
 /// Refused, or no session within `within`.
 pub async fn connect(port: u16, within: Duration) -> Result<Session, String> {
+    connect_with(port, SUPERUSER_PASSWORD, within).await
+}
+
+/// Connects as the superuser of a cluster that has another password.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_with(port: u16, password: &str, within: Duration) -> Result<Session, String> {
     let mut config = tokio_postgres::Config::new();
     config
         .host("127.0.0.1")
         .port(port)
         .user(SUPERUSER)
-        .password(SUPERUSER_PASSWORD)
+        .password(password)
         .dbname("postgres")
         .application_name("hathi-test")
         .connect_timeout(within);
