@@ -15,6 +15,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long a leader leads before it hands over for the primary's sake, and between two attempts.
+/// Longer than [`LEASE_MS`]: a younger leader's own vote is still bound.
+const HAND_OVER_MS: u64 = 5_000;
+
 /// Something between the two, different each time.
 fn between(least: u64, most: u64) -> u64 {
     let random = RandomState::new().build_hasher().finish();
@@ -58,6 +62,42 @@ async fn show_life(node: &Arc<Node>) {
         // It can only fail when the engine has ended.
         let _ = node.engine.trigger().heartbeat().await;
     }
+}
+
+/// Leads no longer, if another member can: at once and without a pause, because this member's own
+/// vote makes the other's majority.
+///
+/// Done before a planned end, and by a leader whose machine also runs the primary: so that losing
+/// that machine costs one failover, not an election of the store before it.
+pub(crate) async fn hand_over(node: &Arc<Node>) {
+    if !node.is_leader() || node.network.peers.is_empty() {
+        return;
+    }
+    let Some(vote) = node.log.vote() else { return };
+    let applied = node.state.copy().applied.map_or(0, |id| id.index);
+    let limit = Duration::from_millis(300);
+    for peer in node.network.peers.values() {
+        let alive = peer.ask(Ask::Alive { vote, applied }, limit).await;
+        if !matches!(alive, Ok(Answer::Alive { follows: true, complete: true })) {
+            continue;
+        }
+        if matches!(peer.ask(Ask::TakeOver, limit).await, Ok(Answer::TakeOver)) {
+            let mut metrics = node.engine.server_metrics();
+            let other = metrics.wait_for(|m| m.current_leader.is_some_and(|id| id != node.id));
+            if tokio::time::timeout(limit, other).await.is_ok() {
+                tracing::info!("raft: {} leads the store from now on", peer.addr);
+                return;
+            }
+        }
+    }
+}
+
+/// The leader wishes us to lead.
+pub(crate) async fn take_over(node: &Node) -> Result<(), String> {
+    if !may_stand(node) || node.hosts_primary() {
+        return Err("this member would rather not".to_owned());
+    }
+    node.engine.trigger().elect().await.map_err(|error| error.to_string())
 }
 
 /// A connection from this member ended: if it leads, its process is likely gone.
@@ -171,11 +211,18 @@ pub(crate) async fn lead(node: Arc<Node>) {
         let mut sign = tokio::time::interval(period);
         sign.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let alone = node.network.peers.is_empty();
-        let mut showing = None;
+        let (mut showing, mut tried) = (None, boottime());
         while node.is_leader() {
             let next = next_end(&node, since);
             tokio::select! {
-                () = shown(&mut showing) => showing = None,
+                () = shown(&mut showing) => {
+                    showing = None;
+                    let long = boottime().since(tried) > HAND_OVER_MS;
+                    if long && node.hosts_primary() {
+                        tried = boottime();
+                        hand_over(&node).await;
+                    }
+                }
                 _ = sign.tick(), if !alone && showing.is_none() => {
                     showing = Some(Box::pin(show_life(&node)));
                 }

@@ -1,7 +1,7 @@
 //! The thread a member lives on, and the way into it from the agent's own runtime. (DCS-197)
 
 use crate::config::{RaftConfig, StartError};
-use crate::node::{Node, lock};
+use crate::node::{Node, Own, lock};
 use crate::state::{Copy, Event};
 use hathi_dcs::{DcsError, Deadline, boottime};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +26,7 @@ pub(crate) struct Hub {
     cluster: String,
     slot: Arc<RwLock<Slot>>,
     pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) own: Own,
     stop: Arc<(AtomicBool, Notify)>,
     thread: Mutex<Option<JoinHandle<()>>>,
     #[cfg(test)]
@@ -53,6 +54,7 @@ impl Hub {
             cluster,
             slot: Arc::new(RwLock::new(Slot::Down("it is starting".to_owned()))),
             events,
+            own: Own::default(),
             stop: Arc::default(),
             thread: Mutex::new(None),
             #[cfg(test)]
@@ -68,7 +70,7 @@ impl Hub {
         let (say, started) = std::sync::mpsc::channel();
         let (config, cluster, events) =
             (self.config.clone(), self.cluster.clone(), self.events.clone());
-        let (slot, stop) = (self.slot.clone(), self.stop.clone());
+        let (slot, stop, own) = (self.slot.clone(), self.stop.clone(), self.own.clone());
         #[cfg(test)]
         let faults = self.faults.clone();
         let thread = std::thread::Builder::new().name("hathi-raft".to_owned()).spawn(move || {
@@ -78,6 +80,7 @@ impl Hub {
                     &config,
                     &cluster,
                     &events,
+                    &own,
                     &slot,
                     &stop,
                     &mut say,
@@ -184,6 +187,7 @@ fn live(
     config: &RaftConfig,
     cluster: &str,
     events: &broadcast::Sender<Event>,
+    own: &Own,
     slot: &RwLock<Slot>,
     stop: &(AtomicBool, Notify),
     say: &mut Option<std::sync::mpsc::Sender<Result<(), StartError>>>,
@@ -204,6 +208,7 @@ fn live(
             config.clone(),
             cluster.to_owned(),
             events.clone(),
+            own.clone(),
             #[cfg(test)]
             faults.clone(),
         )
@@ -215,7 +220,16 @@ fn live(
         let mut metrics = node.engine.metrics();
         let mut failed = std::pin::pin!(metrics.wait_for(|metrics| metrics.running_state.is_err()));
         tokio::select! {
-            () = stop.1.notified() => Ok("it was told to".to_owned()),
+            () = stop.1.notified() => {
+                #[cfg(test)]
+                let planned = !faults.crash.load(Ordering::SeqCst);
+                #[cfg(not(test))]
+                let planned = true;
+                if planned {
+                    crate::elect::hand_over(&node).await;
+                }
+                Ok("it was told to".to_owned())
+            }
             failed = &mut failed => Ok(match failed {
                 Ok(metrics) => match &metrics.running_state {
                     Err(error) => error.to_string(),

@@ -41,6 +41,9 @@ pub(crate) struct Sign {
     pub(crate) broken: bool,
 }
 
+/// A key and the value by which it is ours.
+pub(crate) type Own = Arc<Mutex<Option<(String, String)>>>;
+
 pub(crate) struct Node {
     pub(crate) config: RaftConfig,
     pub(crate) cluster: String,
@@ -54,6 +57,8 @@ pub(crate) struct Node {
     pub(crate) sign: Mutex<Sign>,
     /// A connection broke, or something else to look at at once.
     pub(crate) alarm: Notify,
+    /// The leader key and our name in it, where PostgreSQL runs beside this member.
+    pub(crate) own: Own,
     client: u64,
     asked: AtomicU64,
     pub(crate) data: DataDir,
@@ -71,6 +76,7 @@ impl Node {
         config: RaftConfig,
         cluster: String,
         events: broadcast::Sender<Event>,
+        own: Own,
         #[cfg(test)] faults: Arc<crate::tests::Faults>,
     ) -> Result<Arc<Self>, StartError> {
         let data = DataDir::open(&config.data_dir, &cluster, &config.self_addr)?;
@@ -122,6 +128,7 @@ impl Node {
             phase: Mutex::new(phase),
             sign: Mutex::new(Sign { at: boottime(), leader: None, broken: false }),
             alarm: Notify::new(),
+            own,
             config,
             cluster,
             id,
@@ -148,6 +155,14 @@ impl Node {
 
     pub(crate) fn is_leader(&self) -> bool {
         self.engine.server_metrics().borrow().state == ServerState::Leader
+    }
+
+    /// Does the agent beside this member hold the cluster's leader key?
+    pub(crate) fn hosts_primary(&self) -> bool {
+        let own = lock(&self.own).clone();
+        own.is_some_and(|(key, me)| {
+            self.state.copy().machine.keys.get(&key).is_some_and(|entry| entry.value == me)
+        })
     }
 
     fn leader(&self) -> Option<u64> {

@@ -25,6 +25,8 @@ pub(crate) enum Ask {
         vote: Vote,
         applied: u64,
     },
+    /// Stand for election now; I lead and will vote for you.
+    TakeOver,
     /// Would you help to replace the leader by me, whose log ends here? (the pre-vote)
     WouldVote(Option<LogId>),
     /// Does a cluster exist already, as far as you know?
@@ -45,6 +47,8 @@ pub(crate) enum Answer {
         /// I have applied as much.
         complete: bool,
     },
+    /// Heard; whether it worked shows in the votes.
+    TakeOver,
     WouldVote(bool),
     Who {
         history: bool,

@@ -176,6 +176,10 @@ async fn answer(node: &Arc<Node>, from: u64, ask: Ask) -> Answer {
             }
         }
         Ask::Alive { vote, applied } => elect::hears_leader(node, from, &vote, applied),
+        Ask::TakeOver => match elect::take_over(node).await {
+            Ok(()) => Answer::TakeOver,
+            Err(why) => Answer::No(why),
+        },
         Ask::WouldVote(last) => Answer::WouldVote(elect::would_vote(node, last, boottime())),
         Ask::Who => Answer::Who { history: join::has_history(node) },
         Ask::Write(command) => match node.write_here(command).await {

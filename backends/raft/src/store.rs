@@ -50,6 +50,7 @@ impl RaftStore {
         let hub = tokio::task::spawn_blocking(move || Hub::start(config, cluster))
             .await
             .map_err(|error| StartError::Runtime(error.to_string()))??;
+        *lock(&hub.own) = Some((format!("{prefix}leader"), me.0.clone()));
         Self::on(Arc::new(hub), prefix, me, timing)
     }
 

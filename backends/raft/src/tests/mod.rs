@@ -20,6 +20,8 @@ use std::time::Duration;
 #[derive(Default)]
 pub(crate) struct Faults {
     hold: AtomicBool,
+    /// The next stop is none that was planned.
+    pub(crate) crash: AtomicBool,
     /// The how-manieth answer from now is cut; 0: none.
     cut: AtomicU32,
 }
@@ -157,6 +159,13 @@ impl Group {
 
     pub(crate) async fn kill(&self, n: usize) {
         let hub = self.hubs[n].clone();
+        hub.faults.crash.store(true, Ordering::SeqCst);
+        tokio::task::spawn_blocking(move || hub.stop()).await.expect("stopped");
+    }
+
+    pub(crate) async fn stop_as_planned(&self, n: usize) {
+        let hub = self.hubs[n].clone();
+        hub.faults.crash.store(false, Ordering::SeqCst);
         tokio::task::spawn_blocking(move || hub.stop()).await.expect("stopped");
     }
 
@@ -179,6 +188,7 @@ impl Drop for Group {
     fn drop(&mut self) {
         self.resume_all();
         for hub in &self.hubs {
+            hub.faults.crash.store(true, Ordering::SeqCst);
             hub.stop();
         }
     }
