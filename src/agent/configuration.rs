@@ -14,6 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Beside the data: what the store said last, for a start without the store. (CFG-007, PG-357)
 const CACHE: &str = "patroni.dynamic.json";
 
+/// Hears of the settings and the dynamic document that were just put in force.
+type Changed = Box<dyn Fn(&ha::settings::Settings, Map<String, Value>) + Send + Sync>;
+
 struct InForce {
     local: Local,
     dynamic: Map<String, Value>,
@@ -32,7 +35,7 @@ pub struct InUse {
     dcs: Arc<dyn Dcs>,
     postgres: LocalPostgres,
     /// Called after each change that is in force.
-    changed: Box<dyn Fn(&ha::settings::Settings, Map<String, Value>) + Send + Sync>,
+    changed: Changed,
 }
 
 /// What this version does not manage and must not ignore: one line, or nothing.

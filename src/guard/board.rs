@@ -203,7 +203,13 @@ impl Board {
 }
 
 fn private(path: &Path) -> io::Result<File> {
-    std::fs::OpenOptions::new().read(true).write(true).create(true).mode(0o600).open(path)
+    std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
 }
 
 fn read(pid: &AtomicU64, start: &AtomicU64) -> Option<ProcessId> {

@@ -115,7 +115,7 @@ pub(crate) fn would_vote(node: &Node, last: Option<LogId>, now: Millis) -> bool 
         return false;
     }
     if node.is_leader() {
-        return !node.network.quorum_heard().is_some_and(|heard| now.since(heard) < LEASE_MS);
+        return node.network.quorum_heard().is_none_or(|heard| now.since(heard) >= LEASE_MS);
     }
     let sign = *lock(&node.sign);
     sign.leader.is_none() || now.since(sign.at) > LEASE_MS

@@ -94,6 +94,8 @@ impl Line {
     }
 }
 
+// The size is openraft's own error, which its trait asks for.
+#[allow(clippy::result_large_err)]
 fn forged<T, E: std::error::Error>() -> Result<T, Failed<E>> {
     Err(RPCError::Unreachable(Unreachable::new(&WireError::Forged)))
 }
