@@ -244,7 +244,7 @@ impl Lease {
                 belief.renew_at = sent.plus(timing.loop_wait_ms().min(timing.ttl_ms() / 3));
                 drop(belief);
                 // In pause the operator is responsible for PostgreSQL. (HA-130)
-                if !settings.pause {
+                if !settings.pause && !broken(Breakage::IgnoreLeaseDeadline) {
                     ports.fence.protect_until(until.minus(Reserve::of(timing).guard));
                 }
                 self.wake_keeper();

@@ -76,11 +76,12 @@ const ALL: &[(Fault, u64)] = &[
 ];
 
 /// A cluster as this seed wants it, with its clients and its faults.
-pub fn random_run(seed: u64, tracing: bool) -> Shared {
+pub fn random_run(seed: u64, tracing: bool, guarded: bool) -> Shared {
     let shared = World::empty(seed);
     let mut world = shared.lock().unwrap();
     world.tracing = tracing;
     world.store.up = true;
+    world.watched.fence_broken = !guarded;
     let mut random = Random::new(seed ^ 0xFA17);
     let count = *random.pick(&[2, 3, 3, 3, 3, 4]);
     for name in ["a", "b", "c", "d"].iter().take(count) {

@@ -126,7 +126,9 @@ impl World {
             && self.sees_store(node)
             && self.store.lose_requests + self.store.lose_answers + self.store.slow_ms == 0
             && self.last_fault_at + 12 * SECOND < now;
-        if alone > self.ttl_us(node) + 3 * SECOND || (may_know && alone > 12 * SECOND) {
+        let guarded = !self.watched.fence_broken;
+        if (guarded && alone > self.ttl_us(node) + 3 * SECOND) || (may_know && alone > 12 * SECOND)
+        {
             let what = format!(
                 "{} accepts writes without the lock for {} ms",
                 self.name(node),

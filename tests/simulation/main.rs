@@ -8,6 +8,8 @@
 //! ```
 
 mod agent;
+#[cfg(feature = "breakages")]
+mod bites;
 mod dcs_port;
 mod executor;
 mod faults;
@@ -16,6 +18,7 @@ mod postgres_port;
 mod random;
 mod server;
 mod store;
+mod transcript;
 mod wal;
 mod world;
 
@@ -37,7 +40,10 @@ struct Run {
 }
 
 fn run_seed(seed: u64, tracing: bool) -> Run {
-    let world = faults::random_run(seed, tracing);
+    run(faults::random_run(seed, tracing, true))
+}
+
+fn run(world: world::Shared) -> Run {
     let mut executor = executor::Executor::new(world.clone());
     executor.run_until(faults::RUN);
     if world.lock().unwrap().failed.is_none() {
