@@ -310,12 +310,18 @@ async fn demote(context: &Context, how: Demotion) -> Outcome {
             match failed {
                 // The key stays: PostgreSQL may still be writable. It runs out. (INV-23)
                 Some(why) => Outcome::Failed(why),
-                None => released(context, None).await,
+                None => {
+                    ports.fence.stand_down();
+                    released(context, None).await
+                }
             }
         }
         Demotion::LostLock => {
             let failed = stopped(ports, immediate()).await;
             ports.postgres.set_role(Role::Demoted);
+            if failed.is_none() {
+                ports.fence.stand_down();
+            }
             failed.map_or(Outcome::Done, Outcome::Failed)
         }
         Demotion::Offline { until } => {
@@ -328,6 +334,8 @@ async fn demote(context: &Context, how: Demotion) -> Outcome {
             if let Some(why) = failed {
                 return Outcome::Failed(why);
             }
+            // What starts now cannot write; the guard would kill it when the lease ends.
+            ports.fence.stand_down();
             // Read-only for as long as the store is away. (section 10, "offline")
             ports.postgres.set_role(Role::Replica);
             start(context, Start::AsStandby(None), start_deadline(context)).await

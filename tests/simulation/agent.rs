@@ -383,6 +383,7 @@ impl Peers for Agency {
             agent.saw_primary = None;
         }
         let end = world.true_at(from.node, by.0);
+        let asked = members.len();
         for (name, _) in members {
             let answered = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
             let out = world.random.between(1, 5) * MS;
@@ -420,6 +421,6 @@ impl Peers for Agency {
                 }
             });
         }
-        stream.boxed()
+        stream.take(asked).boxed()
     }
 }

@@ -15,6 +15,7 @@ use hathi_dcs::{
 use serde_json::{Map, Value};
 
 impl Agency {
+    /// One request, and its answer if one comes.
     async fn ask<T: Send + 'static>(
         &self,
         by: Deadline,
@@ -22,24 +23,55 @@ impl Agency {
         apply: impl FnOnce(&mut World, &Asker) -> Result<T, DcsError> + Send + 'static,
     ) -> Result<T, DcsError> {
         let asked = self.local_now();
+        match self.attempt(by.0, what, apply).await {
+            Some(answer) => answer,
+            None => {
+                self.sleep(by.0).await;
+                Err(self.no_answer(what, asked))
+            }
+        }
+    }
+
+    /// As a backend does with what may be applied twice: asks again within the same deadline.
+    async fn ask_again<T: Send + 'static>(
+        &self,
+        by: Deadline,
+        what: &'static str,
+        apply: impl Fn(&mut World, &Asker) -> Result<T, DcsError>
+        + Clone
+        + Send
+        + std::marker::Sync
+        + 'static,
+    ) -> Result<T, DcsError> {
+        let asked = self.local_now();
+        loop {
+            let end = self.local_now().plus(2_000).min(by.0);
+            if let Some(answer) = self.attempt(end, what, apply.clone()).await {
+                return answer;
+            }
+            self.sleep(end).await;
+            if self.local_now() >= by.0 {
+                return Err(self.no_answer(what, asked));
+            }
+        }
+    }
+
+    fn no_answer(&self, what: &'static str, asked: Millis) -> DcsError {
+        let tried = self.local_now().since(asked);
+        DcsError::unreachable("sim", tried, format!("{what}: no answer"))
+    }
+
+    async fn attempt<T: Send + 'static>(
+        &self,
+        until: Millis,
+        what: &'static str,
+        apply: impl FnOnce(&mut World, &Asker) -> Result<T, DcsError> + Send + 'static,
+    ) -> Option<Result<T, DcsError>> {
         let (done, waits) = oneshot::channel();
         self.send(what, done, apply);
-        let late = |this: &Self| {
-            DcsError::unreachable(
-                "sim",
-                this.local_now().since(asked),
-                format!("{what}: no answer"),
-            )
-        };
         futures::select_biased! {
-            answer = waits.fuse() => match answer {
-                Ok(answer) => answer,
-                Err(_) => {
-                    self.sleep(by.0).await;
-                    Err(late(self))
-                }
-            },
-            () = self.sleep(by.0).fuse() => Err(late(self)),
+            answer = waits.fuse() => answer.ok(),
+            () = self.sleep(until).fuse() => None,
         }
     }
 
@@ -121,7 +153,7 @@ impl Dcs for Agency {
                 return Ok((**view).clone());
             }
         }
-        self.ask(by, "load", |world, _| {
+        self.ask_again(by, "load", |world, _| {
             world.expire_sessions();
             Ok((*world.store.view()).clone())
         })
@@ -141,7 +173,7 @@ impl Dcs for Agency {
     }
 
     async fn renew_leader(&self, by: Deadline) -> Result<(), DcsError> {
-        self.ask(by, "renew", |world, me| world.op_renew(me)).await
+        self.ask_again(by, "renew", |world, me| world.op_renew(me)).await
     }
 
     async fn release_leader(&self, status: Option<&Status>, by: Deadline) -> Result<(), DcsError> {
@@ -151,12 +183,12 @@ impl Dcs for Agency {
 
     async fn write_member(&self, data: &MemberData, by: Deadline) -> Result<(), DcsError> {
         let data = data.clone();
-        self.ask(by, "member", move |world, me| world.op_member(me, data)).await
+        self.ask_again(by, "member", move |world, me| world.op_member(me, data.clone())).await
     }
 
     async fn write_status(&self, status: &Status, by: Deadline) -> Result<(), DcsError> {
         let status = status.clone();
-        self.ask(by, "status", move |world, me| world.op_status(me, status)).await
+        self.ask_again(by, "status", move |world, me| world.op_status(me, status.clone())).await
     }
 
     async fn write_failsafe(&self, failsafe: &Failsafe, by: Deadline) -> Result<(), DcsError> {

@@ -95,8 +95,13 @@ fn command(world: &mut World, words: &[&str]) -> Result<(), String> {
             world.kill_agent(node);
             world.pg_die(node, "power");
             world.nodes[node].fence = None;
+            reach(world, node, false);
         }
-        ["start", "agent", name] => world.start_agent(node(name, world)?),
+        ["start", "agent", name] => {
+            let node = node(name, world)?;
+            reach(world, node, true);
+            world.start_agent(node);
+        }
         ["stop", "agent", name] => world.shut_down_agent(node(name, world)?),
         ["store", "down"] | ["store", "up"] => {
             world.store.up = words[1] == "up";
@@ -106,15 +111,7 @@ fn command(world: &mut World, words: &[&str]) -> Result<(), String> {
         }
         ["isolate", name] | ["join", name] => {
             let node = node(name, world)?;
-            let connected = words[0] == "join";
-            for other in (0..world.nodes.len()).filter(|other| *other != node) {
-                world.links[node][other] = connected;
-                world.links[other][node] = connected;
-            }
-            world.watched.network_since = world.now_us;
-            world.nodes[node].to_store = connected;
-            world.nodes[node].from_store = connected;
-            world.store_link_changed(node);
+            reach(world, node, words[0] == "join");
         }
         ["revoke", "lease"] => {
             let session = world.store.leader.as_ref().map(|held| held.session);
@@ -137,6 +134,21 @@ fn command(world: &mut World, words: &[&str]) -> Result<(), String> {
         other => return Err(format!("unknown command {other:?}")),
     }
     Ok(())
+}
+
+/// Does anybody reach this machine, and it them?
+fn reach(world: &mut World, node: usize, connected: bool) {
+    if world.nodes[node].to_store == connected {
+        return;
+    }
+    for other in (0..world.nodes.len()).filter(|other| *other != node) {
+        world.links[node][other] = connected;
+        world.links[other][node] = connected;
+    }
+    world.watched.network_since = world.now_us;
+    world.nodes[node].to_store = connected;
+    world.nodes[node].from_store = connected;
+    world.store_link_changed(node);
 }
 
 fn note(world: &mut World, line: &str) {
