@@ -5,6 +5,7 @@
 //! a member that was cut off comes back without unseating anybody.
 
 use crate::config::LEASE_MS;
+use crate::join;
 use crate::machine::Op;
 use crate::node::{Node, Phase, Sign, lock};
 use crate::peers::{Answer, Ask};
@@ -115,7 +116,7 @@ pub(crate) fn would_vote(node: &Node, last: Option<LogId>, now: Millis) -> bool 
         return false;
     }
     if node.is_leader() {
-        return node.network.quorum_heard().is_none_or(|heard| now.since(heard) >= LEASE_MS);
+        return node.quorum_heard().is_none_or(|heard| now.since(heard) >= LEASE_MS);
     }
     let sign = *lock(&node.sign);
     sign.leader.is_none() || now.since(sign.at) > LEASE_MS
@@ -181,8 +182,10 @@ fn may_stand(node: &Node) -> bool {
 async fn majority_would_vote(node: &Arc<Node>) -> bool {
     let last = node.log.last_log_id();
     let limit = Duration::from_millis(node.config.connection_timeout_ms.min(1_000));
-    let asks = node.network.peers.values().map(|peer| peer.ask(Ask::WouldVote(last), limit));
-    let needed = node.network.peers.len().div_ceil(2);
+    let others = node.others();
+    let needed = others.len().div_ceil(2);
+    let peers = others.iter().filter_map(|id| node.network.peers.get(id));
+    let asks = peers.map(|peer| peer.ask(Ask::WouldVote(last), limit));
     let mut asks: futures::stream::FuturesUnordered<_> = asks.collect();
     let mut willing = 0;
     while willing < needed {
@@ -217,6 +220,9 @@ pub(crate) async fn lead(node: Arc<Node>) {
             tokio::select! {
                 () = shown(&mut showing) => {
                     showing = None;
+                    if let Err(why) = join::admit(&node).await {
+                        tracing::debug!("raft: admitting a member: {why}");
+                    }
                     let long = boottime().since(tried) > HAND_OVER_MS;
                     if long && node.hosts_primary() {
                         tried = boottime();

@@ -4,8 +4,13 @@
 //!   member whose disk was lost can therefore not begin a second one beside its partners'.
 //! * A member without data whose partners have some writes the file `rejoining` before it takes
 //!   anything from a leader, and neither votes nor stands for election while that file is there. It
-//!   goes once this member has everything that was committed up to a moment after it came back. So
-//!   the votes and entries it forgot can not be outvoted by a majority that it completes.
+//!   goes once this member has everything that was committed up to a moment after it came back.
+//!   Before that it asks so many of the others for their term that one of them was in every majority
+//!   it may have been part of (of three: both, of five: three), and follows no leader of an older
+//!   term. So no majority that it completes can undo what it forgot.
+//! * A member that all the others' configurations name, and the cluster does not know yet, is
+//!   admitted by the leader: it learns first and votes once it has everything. Nobody is ever put
+//!   out: a member that is gone for good keeps counting.
 //! * What this can not mend: a majority of the members losing their disks. Then nobody has a
 //!   majority of members that may vote, and the cluster waits for the operator.
 
@@ -49,9 +54,28 @@ pub(crate) fn first_phase(dir: &Path, log: &LogStore) -> Phase {
     }
 }
 
-/// Has there ever been a leader, as far as this member knows?
-pub(crate) fn has_history(node: &Node) -> bool {
-    log_has_history(&node.log) || *lock(&node.phase) == Phase::Rejoining
+pub(crate) fn who(node: &Node, asker: u64) -> Answer {
+    let phase = *lock(&node.phase);
+    Answer::Who {
+        history: log_has_history(&node.log) || phase == Phase::Rejoining,
+        settled: phase == Phase::Member,
+        term: node.log.vote().map_or(0, |vote| vote.leader_id.term),
+        voter: node.others().contains(&asker),
+    }
+}
+
+/// Whatever a leader wants to write here: may it, while this member does not know what it forgot?
+pub(crate) fn may_follow(node: &Node, leader: &Vote) -> Result<(), String> {
+    let phase = *lock(&node.phase);
+    let floor = *lock(&node.floor);
+    match (phase, floor) {
+        (Phase::Member, Some(_) | None) => Ok(()),
+        (Phase::Rejoining, Some(floor)) if leader.leader_id.term >= floor => Ok(()),
+        (Phase::Rejoining, Some(_)) => Err("a leader of an older term".to_owned()),
+        (Phase::Unknown | Phase::Rejoining, Some(_) | None) => {
+            Err("this member has lost its data and does not know yet whom to follow".to_owned())
+        }
+    }
 }
 
 fn log_has_history(log: &LogStore) -> bool {
@@ -103,9 +127,16 @@ pub(crate) fn has_caught_up(node: &Node, leader: &Vote, commit: Option<LogId>) {
 /// Runs until this member knows what it is.
 pub(crate) async fn form_or_wait(node: Arc<Node>) {
     let mut said = String::new();
-    while *lock(&node.phase) == Phase::Unknown {
-        let mut silent = Vec::new();
-        let mut history = false;
+    loop {
+        let phase = *lock(&node.phase);
+        match phase {
+            Phase::Member => return,
+            Phase::Rejoining if lock(&node.floor).is_some() => return,
+            Phase::Unknown | Phase::Rejoining => {}
+        }
+        let (mut silent, mut unsettled) = (Vec::new(), Vec::new());
+        let (mut history, mut voter) = (false, false);
+        let (mut settled, mut term) = (0, 0);
         let limit = Duration::from_millis(node.config.connection_timeout_ms);
         let asks = node
             .network
@@ -113,26 +144,58 @@ pub(crate) async fn form_or_wait(node: Arc<Node>) {
             .values()
             .map(|peer| async move { (peer.addr.clone(), peer.ask(Ask::Who, limit).await) });
         for (addr, answer) in futures::future::join_all(asks).await {
-            match answer {
-                Ok(Answer::Who { history: theirs }) => history |= theirs,
-                _ => silent.push(addr),
+            let Ok(Answer::Who { history: theirs, settled: whole, term: at, voter: mine }) = answer
+            else {
+                silent.push(addr);
+                continue;
+            };
+            history |= theirs;
+            if whole {
+                settled += 1;
+                term = term.max(at);
+                voter |= mine;
+            } else {
+                unsettled.push(addr);
             }
         }
-        if history {
-            tracing::info!("raft: the partners have a cluster already; waiting for its leader");
-            hears_of_a_leader(&node);
-            return;
-        }
-        if silent.is_empty() {
-            begin(&node).await;
-            return;
-        }
-        let text = silent.join(", ");
-        if said != text {
-            tracing::info!(
-                "raft: a new cluster begins when every member is there; missing: {text}"
-            );
-            said = text;
+        match phase {
+            Phase::Rejoining => {
+                let members = node.network.peers.len() + 1;
+                // With this many, one was in every majority that this member was in.
+                let enough = members.div_ceil(2);
+                // Who never voted forgot nothing.
+                if settled >= enough || (settled > 0 && !voter) {
+                    *lock(&node.floor) = Some(term);
+                    return;
+                }
+                silent.append(&mut unsettled);
+                let text = silent.join(", ");
+                if said != text {
+                    tracing::warn!(
+                        "raft: this member has no data although the cluster has; it needs {enough} \
+                         of the others to come back safely, missing: {text}"
+                    );
+                    said = text;
+                }
+            }
+            Phase::Unknown if history => {
+                tracing::info!("raft: the partners have a cluster already");
+                hears_of_a_leader(&node);
+                continue;
+            }
+            Phase::Unknown if silent.is_empty() => {
+                begin(&node).await;
+                return;
+            }
+            Phase::Unknown | Phase::Member => {
+                let text = silent.join(", ");
+                if said != text {
+                    tracing::info!(
+                        "raft: a new cluster begins when every member is there; missing: {text}"
+                    );
+                    said = text;
+                }
+            }
         }
         tokio::time::sleep(ROUND).await;
     }
@@ -166,4 +229,33 @@ async fn begin(node: &Arc<Node>) {
         // Somebody else was faster.
         Err(error) => tracing::debug!("raft: {error}"),
     }
+}
+
+/// As the leader: the next step towards the membership the configuration names, one at a time.
+pub(crate) async fn admit(node: &Node) -> Result<(), String> {
+    let voters = node.others();
+    let new = node.network.peers.iter().find(|(id, _)| !voters.contains(id));
+    let Some((id, addr)) = new.map(|(id, peer)| (*id, &peer.addr)) else {
+        return Ok(());
+    };
+    let metrics = node.engine.metrics().borrow().clone();
+    let members = metrics.membership_config.membership();
+    let limit = Duration::from_millis(500);
+    let late = |_| "not within half a second".to_owned();
+    if members.get_node(&id).is_none() {
+        tracing::info!("raft: {addr} joins, it learns first");
+        let learns = node.engine.add_learner(id, BasicNode::new(addr), false);
+        let answer = tokio::time::timeout(limit, learns).await.map_err(late)?;
+        return answer.map(drop).map_err(|error| error.to_string());
+    }
+    let matched = metrics.replication.and_then(|all| all.get(&id).copied().flatten());
+    let has_all = matched.map(|id| id.index) >= metrics.last_log_index.map(|last| last.max(1) - 1);
+    if !has_all || matched.is_none() {
+        return Ok(());
+    }
+    tracing::info!("raft: {addr} has everything, it votes from now on");
+    let voters = openraft::ChangeMembers::AddVoterIds([id].into());
+    let votes = node.engine.change_membership(voters, true);
+    let answer = tokio::time::timeout(2 * limit, votes).await.map_err(late)?;
+    answer.map(drop).map_err(|error| error.to_string())
 }

@@ -44,14 +44,15 @@ impl Network {
         self.acks.lock().unwrap_or_else(PoisonError::into_inner).insert(from, at);
     }
 
-    /// When a majority, this member included, was last known to follow this member; `None`: never.
-    pub(crate) fn quorum_heard(&self) -> Option<Millis> {
-        let needed = self.peers.len().div_ceil(2);
+    /// When a majority of this member and these others was last known to follow this member;
+    /// `None`: never.
+    pub(crate) fn quorum_heard(&self, others: &[u64]) -> Option<Millis> {
+        let needed = others.len().div_ceil(2);
         if needed == 0 {
             return Some(boottime());
         }
         let acks = self.acks.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut heard: Vec<_> = acks.values().copied().collect();
+        let mut heard: Vec<_> = others.iter().filter_map(|id| acks.get(id).copied()).collect();
         heard.sort_unstable();
         heard.iter().rev().nth(needed - 1).copied()
     }
@@ -94,10 +95,8 @@ impl Line {
     }
 }
 
-// The size is openraft's own error, which its trait asks for.
-#[allow(clippy::result_large_err)]
-fn forged<T, E: std::error::Error>() -> Result<T, Failed<E>> {
-    Err(RPCError::Unreachable(Unreachable::new(&WireError::Forged)))
+fn forged<E: std::error::Error>() -> Failed<E> {
+    RPCError::Unreachable(Unreachable::new(&WireError::Forged))
 }
 
 impl RaftNetwork<Raft> for Line {
@@ -114,7 +113,7 @@ impl RaftNetwork<Raft> for Line {
                 }
                 Ok(reply)
             }
-            _ => forged(),
+            _ => Err(forged()),
         }
     }
 
@@ -125,7 +124,7 @@ impl RaftNetwork<Raft> for Line {
     ) -> Result<ChunkReply, Failed<RaftError<u64, InstallSnapshotError>>> {
         match self.ask(Ask::Chunk(rpc), &option).await? {
             Answer::Chunk(reply) => Ok(reply),
-            _ => forged(),
+            _ => Err(forged()),
         }
     }
 
@@ -136,7 +135,7 @@ impl RaftNetwork<Raft> for Line {
     ) -> Result<VoteReply, Failed<RaftError<u64>>> {
         match self.ask(Ask::Vote(rpc), &option).await? {
             Answer::Vote(reply) => Ok(reply),
-            _ => forged(),
+            _ => Err(forged()),
         }
     }
 

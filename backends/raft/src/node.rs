@@ -54,6 +54,8 @@ pub(crate) struct Node {
     pub(crate) network: Network,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) phase: Mutex<Phase>,
+    /// While rejoining: the leader must be of this term at least; `None`: not known yet.
+    pub(crate) floor: Mutex<Option<u64>>,
     pub(crate) sign: Mutex<Sign>,
     /// A connection broke, or something else to look at at once.
     pub(crate) alarm: Notify,
@@ -126,6 +128,7 @@ impl Node {
             asked: AtomicU64::new(0),
             runtime: tokio::runtime::Handle::current(),
             phase: Mutex::new(phase),
+            floor: Mutex::new(None),
             sign: Mutex::new(Sign { at: boottime(), leader: None, broken: false }),
             alarm: Notify::new(),
             own,
@@ -169,12 +172,24 @@ impl Node {
         self.engine.server_metrics().borrow().current_leader
     }
 
+    /// The other voters, as this member knows the membership.
+    pub(crate) fn others(&self) -> Vec<u64> {
+        let metrics = self.engine.server_metrics();
+        let metrics = metrics.borrow();
+        let voters = metrics.membership_config.membership().voter_ids();
+        voters.filter(|id| *id != self.id).collect()
+    }
+
+    pub(crate) fn quorum_heard(&self) -> Option<Millis> {
+        self.network.quorum_heard(&self.others())
+    }
+
     /// Does what this member knows come from a leader that a majority followed just now?
     pub(crate) fn in_touch(&self) -> bool {
         let bound = 2 * self.config.append_entries_period_ms + 500;
         let now = boottime();
         if self.is_leader() {
-            self.network.quorum_heard().is_some_and(|heard| now.since(heard) < bound)
+            self.quorum_heard().is_some_and(|heard| now.since(heard) < bound)
         } else {
             let sign = *lock(&self.sign);
             sign.leader.is_some() && !sign.broken && now.since(sign.at) < bound

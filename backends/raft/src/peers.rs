@@ -51,7 +51,14 @@ pub(crate) enum Answer {
     TakeOver,
     WouldVote(bool),
     Who {
+        /// There has been a leader.
         history: bool,
+        /// Its own votes and entries are all there.
+        settled: bool,
+        /// The highest term it knows.
+        term: u64,
+        /// Who asks may vote, as far as it knows.
+        voter: bool,
     },
     Written {
         index: u64,

@@ -137,6 +137,9 @@ async fn answer(node: &Arc<Node>, from: u64, ask: Ask) -> Answer {
     match ask {
         Ask::Append(append) => {
             join::hears_of_a_leader(node);
+            if let Err(why) = join::may_follow(node, &append.vote) {
+                return Answer::No(why);
+            }
             let (vote, commit) = (append.vote, append.leader_commit);
             match node.engine.append_entries(append).await {
                 Err(error) => Answer::No(error.to_string()),
@@ -153,6 +156,9 @@ async fn answer(node: &Arc<Node>, from: u64, ask: Ask) -> Answer {
         }
         Ask::Chunk(chunk) => {
             join::hears_of_a_leader(node);
+            if let Err(why) = join::may_follow(node, &chunk.vote) {
+                return Answer::No(why);
+            }
             match node.engine.install_snapshot(chunk).await {
                 Err(error) => Answer::No(error.to_string()),
                 Ok(reply) => {
@@ -181,7 +187,7 @@ async fn answer(node: &Arc<Node>, from: u64, ask: Ask) -> Answer {
             Err(why) => Answer::No(why),
         },
         Ask::WouldVote(last) => Answer::WouldVote(elect::would_vote(node, last, boottime())),
-        Ask::Who => Answer::Who { history: join::has_history(node) },
+        Ask::Who => join::who(node, from),
         Ask::Write(command) => match node.write_here(command).await {
             Ok((index, reply)) => Answer::Written { index, reply },
             Err(why) => Answer::No(why),
