@@ -23,18 +23,20 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Who holds the lock and serves as primary.
+    /// Who holds the lock, whether its agent answers or not.
     pub fn leader(&self) -> Option<&Member> {
-        self.members.iter().find(|m| m.role == "leader" && m.state == "running")
+        self.members.iter().find(|m| m.role == "leader")
     }
 
     /// One leader, everybody else streaming from it.
     pub fn ready(&self) -> bool {
         self.leader().is_some_and(|leader| {
-            self.members
-                .iter()
-                .filter(|m| m.name != leader.name)
-                .all(|m| m.state == "streaming" && m.postmaster.is_some())
+            leader.state == "running"
+                && self
+                    .members
+                    .iter()
+                    .filter(|m| m.name != leader.name)
+                    .all(|m| m.state == "streaming" && m.postmaster.is_some())
         })
     }
 
@@ -43,16 +45,19 @@ impl Picture {
         let mut told = Vec::new();
         let (old, new) = (before.leader(), self.leader());
         match (old, new) {
-            (_, Some(now))
-                if old.map(|o| (&o.name, o.timeline)) != Some((&now.name, now.timeline)) =>
-            {
-                let timeline = now.timeline.map(|t| format!(", timeline {t}")).unwrap_or_default();
-                let how =
-                    if old.is_some_and(|o| o.name == now.name) { "leads" } else { "became leader" };
-                told.push(format!("{} {how}{timeline}", now.name));
+            (Some(was), Some(now)) if was.name == now.name => {
+                // The timeline follows the promotion by a moment.
+                if let (Some(now_on), true) = (now.timeline, now.timeline > was.timeline) {
+                    told.push(format!("{} leads on timeline {now_on}", now.name));
+                }
+            }
+            (_, Some(now)) => {
+                let newer = now.timeline > before.members.iter().filter_map(|m| m.timeline).max();
+                let on = now.timeline.filter(|_| newer).map(|t| format!(", timeline {t}"));
+                told.push(format!("{} became leader{}", now.name, on.unwrap_or_default()));
             }
             (Some(was), None) => told.push(format!("{} leads no more", was.name)),
-            (Some(_), Some(_)) | (None, Some(_) | None) => {}
+            (None, None) => {}
         }
         for now in &self.members {
             let Some(was) = before.members.iter().find(|m| m.name == now.name) else { continue };
@@ -63,7 +68,7 @@ impl Picture {
             {
                 told.push(format!("{}: PostgreSQL runs, pid {pid}", now.name));
             }
-            if was.state != now.state && now.role != "leader" {
+            if was.state != now.state && (now.role != "leader" || now.state.is_empty()) {
                 match now.state.as_str() {
                     "" if now.agent.is_some() => {
                         told.push(format!("{}: the agent does not answer", now.name))
@@ -85,7 +90,8 @@ pub fn from_cluster(member: &mut Member, view: &Value) {
     };
     member.role = entry["role"].as_str().unwrap_or_default().to_owned();
     member.state = entry["state"].as_str().unwrap_or_default().to_owned();
-    member.timeline = entry["timeline"].as_u64().or(member.timeline);
+    // The member's own answer is the fresher one.
+    member.timeline = member.timeline.or(entry["timeline"].as_u64());
     member.lag = match &entry["lag"] {
         Value::Number(n) => Some(n.to_string()),
         Value::String(s) => Some(s.clone()),

@@ -77,6 +77,11 @@ impl Watch {
             {
                 let (agent, postmaster) = (member.agent, member.postmaster);
                 member = Member { agent, postmaster, ..last.clone() };
+            } else if let Some(whole) = &whole {
+                // Its agent is silent, but the others still know whether it holds the lock.
+                from_cluster(&mut member, whole);
+                member.state.clear();
+                member.lag = None;
             }
             members.push(member);
         }
