@@ -16,6 +16,10 @@ use std::collections::BTreeMap;
 
 /// The store does not answer, or did not confirm the lock in time. (HA-150 … HA-153, HA-304)
 pub fn store_is_silent(turn: &mut Turn<'_>) -> Decided {
+    if turn.settings.pause {
+        turn.because("HA-150", "in pause a silent store changes nothing");
+        return Decided::line("PAUSE: DCS is not accessible");
+    }
     if !turn.pg.alive {
         return Decided::line("DCS is not accessible"); // HA-151
     }

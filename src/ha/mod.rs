@@ -33,3 +33,6 @@ mod slots;
 mod start;
 mod task;
 mod turn;
+
+#[cfg(test)]
+mod tests;

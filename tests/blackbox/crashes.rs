@@ -7,6 +7,8 @@ use hathi_test_support::{Store, Writers, check};
 use std::time::{Duration, Instant};
 
 /// kill -9 of the primary's postmaster: it comes back where it was, nothing is lost.
+///
+/// Proves HA-043 and HA-301 on a real server.
 pub async fn postmaster_of_the_primary_killed(store: Store) {
     let cluster = cluster(store).await;
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");
@@ -24,6 +26,8 @@ pub async fn postmaster_of_the_primary_killed(store: Store) {
 }
 
 /// The same with primary_start_timeout 0: another takes over, the old one follows it.
+///
+/// Proves HA-042 and HA-300 (the postmaster's exit) on a real server.
 pub async fn postmaster_killed_with_failover_at_once(store: Store) {
     let cluster = impatient_cluster(store).await;
     let old = cluster.leader().await.expect("the leader of a healthy cluster");

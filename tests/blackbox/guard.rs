@@ -59,6 +59,8 @@ async fn finish(cluster: Cluster, writers: Writers, fenced: Loss) {
 }
 
 /// An agent started again before the lease ends finds its PostgreSQL running and leads on.
+///
+/// Proves PG-014 and PG-023 with a whole cluster.
 pub async fn agent_back_in_time_takes_over_its_postgres(store: Store) {
     let mut cluster = cluster(store).await;
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 /// On etcd every member freezes; on raft the other two agents do, so that the primary's own has
 /// no majority left. The primary stops taking writes before its lease could be somebody else's.
+///
+/// Proves HA-153 and HA-304 on a real server.
 pub async fn store_out_of_reach(store: Store) {
     let cluster = cluster(store).await;
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");

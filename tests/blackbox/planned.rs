@@ -57,6 +57,8 @@ pub async fn bootstrap_of_three(store: Store) {
 }
 
 /// The lock moves to the named candidate and back again.
+///
+/// Proves HA-070, HA-075, HA-302 and INV-23 on a real server.
 pub async fn switchover_to_and_fro(store: Store) {
     let cluster = cluster(store).await;
     let first = cluster.leader().await.expect("the leader of a healthy cluster");
@@ -82,6 +84,8 @@ async fn switch(cluster: &Cluster, from: usize, to: usize) {
 }
 
 /// SIGTERM of the primary's agent: PostgreSQL goes down in order, another takes over.
+///
+/// Proves HA-140 on a real server.
 pub async fn sigterm_of_the_primarys_agent(store: Store) {
     let mut cluster = cluster(store).await;
     let old = cluster.leader().await.expect("the leader of a healthy cluster");

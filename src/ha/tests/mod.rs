@@ -1,0 +1,7 @@
+//! One turn at a time: what the core decides for a scene that a table row describes.
+//!
+//! The stage is scripted, not modelled: every port gives the answer the row says. What a whole
+//! cluster makes of the decisions is the simulator's question (tests/simulation).
+
+mod decisions;
+mod stage;

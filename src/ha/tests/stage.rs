@@ -1,0 +1,599 @@
+//! Ports that answer what a test wrote down, and note what was asked of them.
+
+use crate::ha::lease::Lease;
+use crate::ha::memory::Memory;
+use crate::ha::ports::*;
+use crate::ha::settings::Settings;
+use crate::ha::task::Task;
+use crate::ha::turn::turn;
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures::future::BoxFuture;
+use futures::stream::{self, BoxStream, StreamExt};
+use hathi_dcs::*;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// The name of the node whose turns are tested.
+pub const ME: &str = "a";
+
+/// What the world answers. Every test changes the few things it is about.
+pub struct Script {
+    pub now: Millis,
+    pub view: ClusterView,
+    pub pg: Observation,
+    pub settings: Settings,
+    pub dynamic: Map<String, Value>,
+    pub probes: BTreeMap<&'static str, PeerAnswer>,
+    pub load: Result<(), DcsError>,
+    pub acquire: Result<(), DcsError>,
+    pub renew: Result<(), DcsError>,
+    pub initialize: Result<(), DcsError>,
+    pub control: Option<ControlData>,
+    pub follow: FollowChange,
+    pub local_end: Option<LocalEnd>,
+    pub source: Result<SourceHistory, PgError>,
+    pub broken_fence: Option<String>,
+    /// What was done to the world, in order.
+    pub done: Vec<String>,
+}
+
+/// What one turn came to.
+#[derive(Debug)]
+pub struct Came {
+    pub line: String,
+    pub task: Option<Task>,
+    pub exit: bool,
+    pub rules: Vec<&'static str>,
+    pub done: Vec<String>,
+}
+
+impl Came {
+    pub fn fired(&self, rule: &str) -> bool {
+        self.rules.contains(&rule)
+    }
+
+    pub fn did(&self, what: &str) -> bool {
+        self.done.iter().any(|done| done.starts_with(what))
+    }
+}
+
+#[derive(Clone)]
+struct Stage(Arc<Mutex<Script>>);
+
+impl Stage {
+    fn with<T>(&self, look: impl FnOnce(&mut Script) -> T) -> T {
+        look(&mut self.0.lock().unwrap())
+    }
+
+    fn note(&self, what: impl Into<String>) {
+        self.with(|script| script.done.push(what.into()));
+    }
+}
+
+/// One node between two turns.
+pub struct Scene {
+    stage: Stage,
+    lease: Arc<Lease>,
+    pub memory: Memory,
+}
+
+pub fn member(name: &str, wire: &str) -> Member {
+    Member { name: name.into(), data: MemberData::parse(wire) }
+}
+
+pub fn running(name: &str, role: &str) -> Member {
+    member(
+        name,
+        &format!(
+            r#"{{"conn_url":"postgres://{name}:5432/postgres","api_url":"http://{name}:8008/patroni","state":"running","role":"{role}","timeline":1}}"#
+        ),
+    )
+}
+
+pub fn standby(lsn: u64) -> Server {
+    Server::Standby(Standby {
+        timeline: Timeline(1),
+        received: Some(Lsn(lsn)),
+        replayed: Some(Lsn(lsn)),
+        streaming: true,
+        ..Standby::default()
+    })
+}
+
+pub fn replica_at(lsn: u64) -> PeerAnswer {
+    PeerAnswer {
+        in_recovery: true,
+        lsn: Lsn(lsn),
+        timeline: Timeline(1),
+        nofailover: false,
+        failover_priority: 1,
+        watchdog_failed: false,
+    }
+}
+
+pub fn control(state: ControlState) -> ControlData {
+    ControlData {
+        state,
+        system_id: SystemId::parse("7711467298858918990"),
+        checkpoint: Lsn(1000),
+        checkpoint_timeline: Timeline(1),
+        min_recovery_end: Lsn(0),
+        min_recovery_timeline: Timeline(0),
+        has_standby_signal: false,
+        has_backup_label: false,
+    }
+}
+
+pub fn unreachable() -> DcsError {
+    DcsError::unreachable("store", 10, "no answer")
+}
+
+impl Scene {
+    /// A healthy cluster of a, b and c, led by b; a is a replica of it at 1000.
+    pub fn replica() -> Self {
+        let view = ClusterView {
+            initialize: Some("7711467298858918990".into()),
+            leader: Some(Leader { name: "b".into(), version: Version(1) }),
+            status: Status { optime: Lsn(1000), ..Status::default() },
+            members: vec![
+                running("a", "replica"),
+                running("b", "primary"),
+                running("c", "replica"),
+            ],
+            history: History::parse("[]"),
+            ..ClusterView::default()
+        };
+        let pg = Observation {
+            data_dir: DataDir::Present,
+            alive: true,
+            state: State::Running,
+            state_since: Millis(0),
+            role: Role::Replica,
+            server: standby(1000),
+            system_id: SystemId::parse("7711467298858918990"),
+            slots: Vec::new(),
+            pending_restart: BTreeMap::new(),
+            details: None,
+            can_rewind: true,
+            is_primary: false,
+        };
+        let settings = Settings {
+            me: ME.into(),
+            timing: Timing::default(),
+            maximum_lag_on_failover: 1_048_576,
+            primary_start_timeout: 300,
+            check_timeline: false,
+            max_timelines_history: 0,
+            member_slots_ttl: 1800,
+            use_slots: false,
+            pause: false,
+            may_bootstrap: true,
+            remove_data_directory_on_rewind_failure: false,
+            remove_data_directory_on_diverged_timelines: false,
+            tags: Map::new(),
+            nofailover: false,
+            failover_priority: 1,
+            replicatefrom: None,
+            nostream: false,
+            conn_url: "postgres://a:5432/postgres".into(),
+            api_url: "http://a:8008/patroni".into(),
+            proxy_url: None,
+        };
+        let script = Script {
+            now: Millis(1_000_000),
+            view,
+            pg,
+            settings,
+            dynamic: Map::new(),
+            probes: [("b", replica_at(1000)), ("c", replica_at(1000))].into(),
+            load: Ok(()),
+            acquire: Ok(()),
+            renew: Ok(()),
+            initialize: Ok(()),
+            control: Some(control(ControlState::InArchiveRecovery)),
+            follow: FollowChange::Nothing,
+            local_end: Some(LocalEnd {
+                timeline: Timeline(1),
+                lsn: Lsn(1000),
+                was_primary: false,
+                checkpoint_end: None,
+            }),
+            source: Ok(SourceHistory {
+                in_recovery: false,
+                timeline: Timeline(1),
+                ends: Vec::new(),
+            }),
+            broken_fence: None,
+            done: Vec::new(),
+        };
+        let memory = Memory { joined: true, ..Memory::default() };
+        Self { stage: Stage(Arc::new(Mutex::new(script))), lease: Arc::default(), memory }
+    }
+
+    /// The same cluster, led by a, which holds the lease.
+    pub fn leader() -> Self {
+        let scene = Self::replica().set(|script| {
+            script.view.leader = Some(Leader { name: ME.into(), version: Version(1) });
+            script.view.members =
+                vec![running("a", "primary"), running("b", "replica"), running("c", "replica")];
+            script.pg.server = Server::Primary { timeline: Timeline(1), lsn: Lsn(1000) };
+            script.pg.role = Role::Primary;
+            script.pg.is_primary = true;
+        });
+        scene.hold_lease();
+        scene
+    }
+
+    /// Nobody leads; a is a replica that was led by b.
+    pub fn leaderless() -> Self {
+        let mut scene = Self::replica();
+        scene.memory.old_view = Some(Arc::new(scene.stage.with(|script| script.view.clone())));
+        scene.set(|script| script.view.leader = None)
+    }
+
+    /// a's postmaster was killed; a held the lock.
+    pub fn crashed_leader() -> Self {
+        Self::leader().set(|script| {
+            down(&mut script.pg);
+            script.control = Some(control(ControlState::InProduction));
+        })
+    }
+
+    pub fn set(self, change: impl FnOnce(&mut Script)) -> Self {
+        self.stage.with(change);
+        self
+    }
+
+    pub fn remember(mut self, change: impl FnOnce(&mut Memory)) -> Self {
+        change(&mut self.memory);
+        self
+    }
+
+    pub fn hold_lease(&self) {
+        let ports = self.ports();
+        let by = Deadline(self.stage.with(|script| script.now.plus(1000)));
+        futures::executor::block_on(self.lease.renew(&ports, by)).unwrap();
+    }
+
+    /// Time passes; nobody renewed meanwhile.
+    pub fn later(self, ms: u64) -> Self {
+        self.set(|script| script.now = script.now.plus(ms))
+    }
+
+    fn ports(&self) -> Ports {
+        let stage = Arc::new(self.stage.clone());
+        Ports {
+            dcs: stage.clone(),
+            postgres: stage.clone(),
+            peers: stage.clone(),
+            fence: stage.clone(),
+            clock: stage.clone(),
+            configuration: stage.clone(),
+            publish: stage.clone(),
+            spawn: stage,
+        }
+    }
+
+    pub fn turn(&mut self) -> Came {
+        let ports = self.ports();
+        self.stage.with(|script| script.done.clear());
+        let turned = futures::executor::block_on(turn(&ports, &self.lease, &mut self.memory, true));
+        Came {
+            line: turned.decided.line,
+            task: turned.decided.start,
+            exit: turned.decided.exit.is_some(),
+            rules: turned.reasons.iter().map(|reason| reason.rule).collect(),
+            done: self.stage.with(|script| script.done.clone()),
+        }
+    }
+}
+
+/// As after kill -9 of the postmaster.
+pub fn down(pg: &mut Observation) {
+    pg.alive = false;
+    pg.server = Server::Down;
+    pg.is_primary = false;
+}
+
+#[async_trait]
+impl Clock for Stage {
+    fn now(&self) -> Millis {
+        self.with(|script| script.now)
+    }
+
+    fn wall(&self) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000, 0).unwrap()
+    }
+
+    async fn sleep_until(&self, at: Millis) {
+        if at > self.now() {
+            futures::future::pending().await
+        }
+    }
+
+    fn random(&self, _: u64) -> u64 {
+        0
+    }
+}
+
+impl Spawn for Stage {
+    fn spawn(&self, _: &'static str, _: BoxFuture<'static, ()>) {}
+}
+
+#[async_trait]
+impl Configuration for Stage {
+    fn settings(&self) -> Arc<Settings> {
+        Arc::new(self.with(|script| script.settings.clone()))
+    }
+
+    fn dynamic(&self) -> Map<String, Value> {
+        self.with(|script| script.dynamic.clone())
+    }
+
+    async fn apply(&self, dynamic: &Map<String, Value>) -> Result<(), String> {
+        self.note("apply config");
+        if dynamic.contains_key("bad") { Err("bad".into()) } else { Ok(()) }
+    }
+}
+
+impl Publish for Stage {
+    fn publish(&self, _: Seen) {}
+}
+
+impl Fence for Stage {
+    fn protect_until(&self, _: Millis) {
+        self.note("fence");
+    }
+
+    fn stand_down(&self) {
+        self.note("stand down");
+    }
+
+    fn broken(&self) -> Option<String> {
+        self.with(|script| script.broken_fence.clone())
+    }
+}
+
+impl Peers for Stage {
+    fn probe(
+        &self,
+        members: Vec<(MemberName, String)>,
+        _: Deadline,
+    ) -> BoxStream<'static, (MemberName, Probe)> {
+        let answers: Vec<_> = members
+            .into_iter()
+            .map(|(name, _)| {
+                let answer = self.with(|script| script.probes.get(name.as_str()).cloned());
+                let probe = answer.map_or(Probe::Unreachable("down".into()), Probe::Answered);
+                (name, probe)
+            })
+            .collect();
+        stream::iter(answers).boxed()
+    }
+}
+
+#[async_trait]
+impl Dcs for Stage {
+    fn kind(&self) -> &'static str {
+        "stage"
+    }
+
+    fn set_timing(&self, _: Timing) {}
+
+    async fn load(&self, _: Freshness, _: Deadline) -> Result<ClusterView, DcsError> {
+        self.with(|script| script.load.clone().map(|()| script.view.clone()))
+    }
+
+    async fn acquire_leader(&self, _: Deadline) -> Result<(), DcsError> {
+        self.note("acquire");
+        self.with(|script| script.acquire.clone())
+    }
+
+    async fn take_leader(&self, _: Deadline) -> Result<(), DcsError> {
+        self.note("take");
+        Ok(())
+    }
+
+    async fn renew_leader(&self, _: Deadline) -> Result<(), DcsError> {
+        self.note("renew");
+        self.with(|script| script.renew.clone())
+    }
+
+    async fn release_leader(&self, _: Option<&Status>, _: Deadline) -> Result<(), DcsError> {
+        self.note("release");
+        Ok(())
+    }
+
+    async fn write_member(&self, data: &MemberData, _: Deadline) -> Result<(), DcsError> {
+        self.note(format!("member {}", data.to_wire()));
+        Ok(())
+    }
+
+    async fn write_status(&self, status: &Status, _: Deadline) -> Result<(), DcsError> {
+        self.note(format!("status {}", status.to_wire()));
+        Ok(())
+    }
+
+    async fn write_failsafe(&self, _: &Failsafe, _: Deadline) -> Result<(), DcsError> {
+        Ok(())
+    }
+
+    async fn write_initialize(
+        &self,
+        value: &str,
+        expect: Expect,
+        _: Deadline,
+    ) -> Result<(), DcsError> {
+        self.note(format!("initialize {value:?} {expect:?}"));
+        self.with(|script| script.initialize.clone())
+    }
+
+    async fn delete_initialize(&self, _: Deadline) -> Result<(), DcsError> {
+        self.note("delete initialize");
+        Ok(())
+    }
+
+    async fn write_config(
+        &self,
+        _: &Map<String, Value>,
+        _: Expect,
+        _: Deadline,
+    ) -> Result<Version, DcsError> {
+        self.note("config");
+        Ok(Version(2))
+    }
+
+    async fn write_failover(
+        &self,
+        failover: &Failover,
+        _: Expect,
+        _: Deadline,
+    ) -> Result<Version, DcsError> {
+        self.note(format!("failover {}", failover.to_wire()));
+        Ok(Version(2))
+    }
+
+    async fn write_sync(
+        &self,
+        _: &hathi_dcs::Sync,
+        _: Expect,
+        _: Deadline,
+    ) -> Result<Version, DcsError> {
+        Ok(Version(2))
+    }
+
+    async fn delete_sync(&self, _: Expect, _: Deadline) -> Result<(), DcsError> {
+        Ok(())
+    }
+
+    async fn write_history(&self, history: &History, _: Deadline) -> Result<(), DcsError> {
+        self.note(format!("history {}", history.to_wire()));
+        Ok(())
+    }
+
+    async fn delete_cluster(&self, _: Deadline) -> Result<(), DcsError> {
+        Ok(())
+    }
+
+    fn watch(&self) -> BoxStream<'static, Change> {
+        stream::pending().boxed()
+    }
+}
+
+#[async_trait]
+impl Postgres for Stage {
+    async fn observe(&self, _: Deadline) -> Observation {
+        self.with(|script| script.pg.clone())
+    }
+
+    async fn control(&self, _: Deadline) -> Option<ControlData> {
+        self.with(|script| script.control.clone())
+    }
+
+    fn set_role(&self, role: Role) {
+        self.note(format!("role {role}"));
+        self.with(|script| script.pg.role = role);
+    }
+
+    fn set_state(&self, state: State) {
+        self.note(format!("state {state}"));
+        self.with(|script| script.pg.state = state);
+    }
+
+    async fn follow_change(&self, _: Option<&Upstream>, _: Deadline) -> FollowChange {
+        self.with(|script| script.follow)
+    }
+
+    async fn follow_by_reload(
+        &self,
+        upstream: Option<&Upstream>,
+        _: Deadline,
+    ) -> Result<(), PgError> {
+        self.note(format!("follow {}", upstream.map_or("nobody", |up| up.name.as_str())));
+        Ok(())
+    }
+
+    async fn set_slots(
+        &self,
+        wanted: &BTreeMap<String, Option<Lsn>>,
+        _: &[String],
+        _: Deadline,
+    ) -> Result<(), PgError> {
+        self.note(format!("slots {:?}", wanted.keys().collect::<Vec<_>>()));
+        Ok(())
+    }
+
+    async fn checkpoint(&self, _: Deadline) -> Result<(), PgError> {
+        Ok(())
+    }
+
+    async fn local_history(&self, timeline: Timeline, _: Deadline) -> Option<Vec<TimelineEnd>> {
+        let ends = (1..timeline.0).map(|n| TimelineEnd {
+            timeline: Timeline(n),
+            switch_lsn: Lsn(u64::from(n) * 100),
+            reason: "no recovery target specified".into(),
+            at: Some("2026-01-01T00:00:00+00:00".into()),
+        });
+        Some(ends.collect())
+    }
+
+    async fn local_end(&self, _: Deadline) -> Option<LocalEnd> {
+        self.with(|script| script.local_end.clone())
+    }
+
+    async fn source_history(&self, _: &Upstream, _: Deadline) -> Result<SourceHistory, PgError> {
+        self.with(|script| script.source.clone())
+    }
+
+    fn cancel(&self) {
+        self.note("cancel");
+    }
+
+    fn clear_cancel(&self) {}
+
+    async fn bootstrap(&self) -> Result<(), PgError> {
+        Ok(())
+    }
+
+    async fn post_bootstrap(&self) -> Result<(), PgError> {
+        Ok(())
+    }
+
+    async fn set_data_dir_aside(&self) -> Result<(), PgError> {
+        Ok(())
+    }
+
+    async fn clone_from(&self, _: &Upstream) -> Result<(), PgError> {
+        Ok(())
+    }
+
+    async fn start(&self, _: Start, _: Deadline) -> Result<Started, PgError> {
+        Ok(Started::Ready)
+    }
+
+    fn stop(&self, _: Stop) -> BoxStream<'static, StopStep> {
+        stream::iter([StopStep::Stopped]).boxed()
+    }
+
+    async fn pre_promote(&self) -> Result<(), PgError> {
+        Ok(())
+    }
+
+    async fn promote(&self, _: Deadline) -> Result<(), PgError> {
+        Ok(())
+    }
+
+    async fn recover_in_single_user_mode(&self) -> Result<(), PgError> {
+        Ok(())
+    }
+
+    async fn rewind(&self, _: &Upstream) -> Result<(), PgError> {
+        Ok(())
+    }
+
+    async fn remove_data_dir(&self) -> Result<(), PgError> {
+        Ok(())
+    }
+}
