@@ -35,6 +35,9 @@ pub fn store_is_silent(turn: &mut Turn<'_>) -> Decided {
     if broken(Breakage::IgnoreLeaseDeadline) {
         return Decided::line("DCS is not accessible (broken on purpose)");
     }
+    if broken(Breakage::UnreachableIsLost) {
+        return lost(turn, None);
+    }
     match until {
         Some(until) if !turn.demotion_is_due(until) => {
             let left = until.since(turn.now());
