@@ -50,15 +50,13 @@ fn cluster(shared: &Shared, executor: &mut Executor, words: &[&str]) -> Result<u
     let mut world = shared.lock().unwrap();
     world.store.up = true;
     world.watched.can_rewind = true;
-    let mut nodes = 0;
-    for word in words {
-        let Some((key, value)) = word.split_once('=') else {
-            let node = world.add_node(word, 1_000 * (nodes + 1), 0);
-            let at = nodes * SECOND;
-            world.at(at, move |world| world.start_agent(node));
-            nodes += 1;
-            continue;
-        };
+    let (options, names): (Vec<&str>, Vec<&str>) = words.iter().partition(|w| w.contains('='));
+    for (turn, name) in (0_u64..).zip(names) {
+        let node = world.add_node(name, 1_000 * (turn + 1), 0);
+        world.at(turn * SECOND, move |world| world.start_agent(node));
+    }
+    for word in options {
+        let Some((key, value)) = word.split_once('=') else { continue };
         let value: u32 = value.parse().map_err(|_| format!("not a number: {word}"))?;
         let timing = world.base.timing;
         match key {

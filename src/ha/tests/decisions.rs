@@ -1,6 +1,6 @@
 //! The decisions of one turn, by the sections of docs/spec/ha-loop.md.
 
-use super::stage::{Came, Scene, control, down, member, replica_at, running, standby, unreachable};
+use super::stage::{Came, Scene, control, down, member, replica_at, standby, unreachable};
 use crate::ha::memory::{Rewind, Running};
 use crate::ha::ports::{
     ControlState, DataDir, FollowChange, LocalEnd, PeerAnswer, Server, SourceHistory, TimelineEnd,
@@ -498,11 +498,19 @@ fn who_is_not_the_healthiest_leaves_the_key() {
                 script.view.sync = Some(Stored { value, version: Version(1) });
             }),
         ),
-        ("behind a peer", "HA-095", Scene::leaderless().set(|s| drop(s.probes.insert("c", ahead)))),
+        (
+            "behind a peer",
+            "HA-095",
+            Scene::leaderless().set(|s| {
+                s.probes.insert("c", ahead);
+            }),
+        ),
         (
             "a primary lives",
             "HA-095",
-            Scene::leaderless().set(|s| drop(s.probes.insert("c", alive))),
+            Scene::leaderless().set(|s| {
+                s.probes.insert("c", alive);
+            }),
         ),
         (
             "lags",
@@ -527,7 +535,9 @@ fn the_race_after_an_operators_request() {
     assert!(asked(asks(Some("b"), Some("a"))).turn().did("acquire"), "I am the candidate");
     let other = asked(asks(Some("b"), Some("c"))).turn();
     assert!(!other.did("acquire") && other.fired("HA-075"), "the candidate lives: {other:?}");
-    let dead = asked(asks(Some("b"), Some("c"))).set(|script| drop(script.probes.remove("c")));
+    let dead = asked(asks(Some("b"), Some("c"))).set(|script| {
+        script.probes.remove("c");
+    });
     let mut dead = dead;
     assert!(dead.turn().did("acquire"), "the candidate is gone");
     let stopped = asked(asks(Some("a"), None)).turn();
