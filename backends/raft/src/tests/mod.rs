@@ -147,7 +147,7 @@ impl Group {
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
-        until("paused", 5_000, || stopped.load(Ordering::SeqCst).then_some(())).await;
+        until("paused", 20_000, || stopped.load(Ordering::SeqCst).then_some(())).await;
         lock(&self.paused).push((n, on));
     }
 
