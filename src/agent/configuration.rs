@@ -1,6 +1,7 @@
 //! The configuration in force: local file under the dynamic document, and what follows a change.
 //! (HA-002, HA-019, CFG-007, CFG-038, CFG-039)
 
+use crate::api::{self, RestConfig};
 use crate::config::{self, Local, Settings, SynchronousMode};
 use crate::ha;
 use crate::ha::ports::Configuration;
@@ -10,9 +11,12 @@ use hathi_dcs::Dcs;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Beside the data: what the store said last, for a start without the store. (CFG-007, PG-357)
 const CACHE: &str = "patroni.dynamic.json";
+/// Certificates are read and addresses resolved in this time, or the reload is refused.
+const REST_RELOAD: Duration = Duration::from_secs(10);
 
 /// Hears of the settings and the dynamic document that were just put in force.
 type Changed = Box<dyn Fn(&ha::settings::Settings, Map<String, Value>) + Send + Sync>;
@@ -34,8 +38,42 @@ pub struct InUse {
     environment: config::Environment,
     dcs: Arc<dyn Dcs>,
     postgres: LocalPostgres,
+    api: api::Handle,
     /// Called after each change that is in force.
     changed: Changed,
+}
+
+/// What the REST server is told of this configuration.
+pub fn for_api(local: &Local) -> RestConfig {
+    let rest = &local.restapi;
+    let mut config = RestConfig::on(rest.listen.to_string());
+    config.credentials = rest.authentication.as_ref().map(|auth| api::Credentials {
+        username: auth.username.clone(),
+        password: auth.password.expose().to_owned(),
+    });
+    config.allowlist.clone_from(&rest.allowlist);
+    config.allowlist_include_members = rest.allowlist_include_members;
+    config.certfile.clone_from(&rest.certfile);
+    config.keyfile.clone_from(&rest.keyfile);
+    config.keyfile_password = rest.keyfile_password.as_ref().map(|s| s.expose().to_owned());
+    config.cafile.clone_from(&rest.cafile);
+    config.ciphers.clone_from(&rest.ciphers);
+    config.verify_client = match rest.verify_client {
+        config::VerifyClient::None => api::VerifyClient::None,
+        config::VerifyClient::Optional => api::VerifyClient::Optional,
+        config::VerifyClient::Required => api::VerifyClient::Required,
+    };
+    config.server_tokens = match rest.server_tokens {
+        config::ServerTokens::Original => api::ServerTokens::Original,
+        config::ServerTokens::Minimal => api::ServerTokens::Minimal,
+        config::ServerTokens::ProductOnly => api::ServerTokens::ProductOnly,
+    };
+    config.http_extra_headers.clone_from(&rest.http_extra_headers);
+    config.https_extra_headers.clone_from(&rest.https_extra_headers);
+    config.request_queue_size = rest.request_queue_size;
+    config.handshake_timeout = Duration::from_secs(rest.handshake_timeout.into());
+    config.request_timeout = Duration::from_secs(rest.request_timeout.into());
+    config
 }
 
 /// What this version does not manage and must not ignore: one line, or nothing.
@@ -117,7 +155,7 @@ impl InUse {
         settings: &Settings,
         source: (Option<PathBuf>, config::Environment),
         dcs: Arc<dyn Dcs>,
-        postgres: LocalPostgres,
+        (postgres, api): (LocalPostgres, api::Handle),
         changed: impl Fn(&ha::settings::Settings, Map<String, Value>) + Send + Sync + 'static,
     ) -> Self {
         let for_core = Arc::new(for_core(&local, settings));
@@ -129,6 +167,7 @@ impl InUse {
             environment,
             dcs,
             postgres,
+            api,
             changed: Box::new(changed),
         }
     }
@@ -137,7 +176,8 @@ impl InUse {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads file and environment again. (CFG-071 … CFG-073)
+    /// Reads file and environment again; the REST server moves to its new addresses, certificates
+    /// and passwords. (CFG-071 … CFG-073, REST-453)
     ///
     /// # Errors
     /// One line; the old configuration stays in force.
@@ -147,7 +187,7 @@ impl InUse {
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        let dynamic = {
+        let (dynamic, old_rest) = {
             let state = self.state();
             let old = &state.local;
             let fixed = local.name == old.name
@@ -156,12 +196,21 @@ impl InUse {
             if !fixed {
                 return Err("name, scope and postgresql.data_dir need a restart of hathi".into());
             }
-            if local.dcs != old.dcs || local.restapi != old.restapi {
-                tracing::warn!("changes of the store's section and of restapi need a restart");
+            if local.dcs != old.dcs {
+                tracing::warn!("changes of the store's section need a restart");
             }
-            state.dynamic.clone()
+            (state.dynamic.clone(), old.restapi.clone())
         };
         let (settings, _) = config::effective(&local, &dynamic).map_err(|e| e.to_string())?;
+        // Certificates are read again even if only the files changed. (REST-453)
+        if local.restapi != old_rest || local.restapi.certfile.is_some() {
+            // All of it or nothing: on an error the old listener serves on.
+            let moved = self.api.reconfigure(for_api(&local));
+            match tokio::time::timeout(REST_RELOAD, moved).await {
+                Ok(moved) => moved.map_err(|error| error.to_string())?,
+                Err(_) => return Err("the REST server did not take its new settings".into()),
+            }
+        }
         self.put_in_force(local, dynamic, &settings).await
     }
 

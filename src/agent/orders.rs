@@ -96,7 +96,25 @@ impl Hands {
                 ConfigOutcome::Stored(new)
             }
             Err(DcsError::Conflict { .. }) => ConfigOutcome::Conflict,
-            Err(error) => ConfigOutcome::Failed(error.to_string()),
+            Err(error) => self.written_after_all(new, &error).await,
+        }
+    }
+
+    /// A write without an answer may have happened: the store is asked, not guessed at.
+    async fn written_after_all(
+        &self,
+        wanted: Map<String, Value>,
+        error: &DcsError,
+    ) -> ConfigOutcome {
+        match self.ports.dcs.load(Freshness::Latest, self.deadline()).await {
+            Ok(view) if view.config.as_ref().is_some_and(|stored| stored.value == wanted) => {
+                self.events.post(Event::Poke("/config"));
+                ConfigOutcome::Stored(wanted)
+            }
+            Ok(_) => ConfigOutcome::Failed(error.to_string()),
+            Err(_) => ConfigOutcome::Failed(format!(
+                "{error}; whether /config was written is not known: read it again"
+            )),
         }
     }
 
@@ -115,7 +133,7 @@ impl Hands {
                 self.events.post(Event::Poke("PUT /config"));
                 ConfigOutcome::Stored(document)
             }
-            Err(error) => ConfigOutcome::Failed(error.to_string()),
+            Err(error) => self.written_after_all(document, &error).await,
         }
     }
 

@@ -7,7 +7,7 @@ use crate::agent::orders::{self, Hands};
 use crate::agent::peers::{ClientSettings, HttpClient, HttpPeers};
 use crate::agent::publisher::Publisher;
 use crate::agent::{store, welcome};
-use crate::api::{self, RestConfig, Snapshot};
+use crate::api::{self, Snapshot};
 use crate::config::{self, GuardMode, Local};
 use crate::guard::{GuardClient, NoGuard};
 use crate::ha::lease::{self, Lease};
@@ -55,7 +55,7 @@ pub async fn run(
     let dynamic = configuration::first_document(&local);
     let (settings, _) = config::effective(&local, &dynamic)
         .or_else(|_| config::effective(&local, &local.first_dynamic()))?;
-    let server = api::Server::bind(rest_config(&local)).await?;
+    let server = api::Server::bind(configuration::for_api(&local)).await?;
     let client = HttpClient::new(&client_settings(&local))?;
     let (events, queue) = Events::new();
 
@@ -80,7 +80,7 @@ pub async fn run(
             &settings,
             source,
             dcs.clone(),
-            postgres.clone(),
+            (postgres.clone(), server.handle()),
             move |settings, dynamic| {
                 publisher.change(|snapshot| snapshot.set_settings(settings, dynamic));
             },
@@ -241,34 +241,4 @@ fn client_settings(local: &Local) -> ClientSettings {
         keyfile: local.ctl.keyfile.clone(),
         cafile: local.ctl.cacert.clone(),
     }
-}
-
-fn rest_config(local: &Local) -> RestConfig {
-    let rest = &local.restapi;
-    let mut config = RestConfig::on(rest.listen.to_string());
-    config.credentials = rest.authentication.as_ref().map(|auth| api::Credentials {
-        username: auth.username.clone(),
-        password: auth.password.expose().to_owned(),
-    });
-    config.allowlist.clone_from(&rest.allowlist);
-    config.allowlist_include_members = rest.allowlist_include_members;
-    config.certfile.clone_from(&rest.certfile);
-    config.keyfile.clone_from(&rest.keyfile);
-    config.keyfile_password = rest.keyfile_password.as_ref().map(|s| s.expose().to_owned());
-    config.cafile.clone_from(&rest.cafile);
-    config.ciphers.clone_from(&rest.ciphers);
-    config.verify_client = match rest.verify_client {
-        config::VerifyClient::None => api::VerifyClient::None,
-        config::VerifyClient::Optional => api::VerifyClient::Optional,
-        config::VerifyClient::Required => api::VerifyClient::Required,
-    };
-    config.server_tokens = match rest.server_tokens {
-        config::ServerTokens::Original => api::ServerTokens::Original,
-        config::ServerTokens::Minimal => api::ServerTokens::Minimal,
-        config::ServerTokens::ProductOnly => api::ServerTokens::ProductOnly,
-    };
-    config.http_extra_headers.clone_from(&rest.http_extra_headers);
-    config.https_extra_headers.clone_from(&rest.https_extra_headers);
-    config.request_queue_size = rest.request_queue_size;
-    config
 }

@@ -177,6 +177,8 @@ impl Shelf {
             return under_way.end.clone();
         }
         *lock(&self.asked_at) = now;
+        // A look that begins in the millisecond of what was published is still the later one.
+        let now = now.max(self.published.borrow().observed_at.plus(1));
         let shelf = Arc::clone(self);
         // A task of its own: the first asker may hang up, the others still get their answer.
         let task = tokio::spawn(async move { shelf.ask_for_look(now).await });

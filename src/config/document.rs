@@ -52,6 +52,7 @@ impl Document {
         if let Value::Object(map) = value_of(root) {
             over = map;
         }
+        self.origins.otherwise = Some(Origin::WholeFile(file.to_owned()));
         note_lines(&mut self.origins, file, "", root);
         merge(&mut self.values, over);
     }

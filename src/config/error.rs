@@ -7,6 +7,8 @@ use std::fmt;
 pub enum Origin {
     /// File and line, counted from 1.
     File { file: String, line: usize },
+    /// The file that should have said it, and did not.
+    WholeFile(String),
     /// The variable's name.
     Environment(String),
     /// The `/config` document of the store.
@@ -17,7 +19,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File { file, line } => write!(f, "{file}:{line}"),
-            Self::Environment(name) => f.write_str(name),
+            Self::WholeFile(name) | Self::Environment(name) => f.write_str(name),
             Self::Dynamic => f.write_str("dynamic configuration"),
         }
     }

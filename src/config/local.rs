@@ -90,6 +90,10 @@ pub struct RestApi {
     pub server_tokens: ServerTokens,
     /// Backlog of the listening socket. (CFG-106)
     pub request_queue_size: u32,
+    /// Seconds a TLS handshake may take; at least 1. (REST-363)
+    pub handshake_timeout: u32,
+    /// Seconds a client may take to send a request, and to send the next one; at least 1. (REST-363)
+    pub request_timeout: u32,
 }
 
 /// Who has to show a client certificate. (CFG-102)

@@ -50,6 +50,8 @@ pub(super) fn restapi(section: &Reader<'_>) -> Option<RestApi> {
         https_extra_headers: headers("https_extra_headers"),
         server_tokens: section.get("server_tokens").word(&tokens).unwrap_or_default(),
         request_queue_size: section.get("request_queue_size").integer_u32(5),
+        handshake_timeout: section.get("handshake_timeout").integer_u32(2).max(1),
+        request_timeout: section.get("request_timeout").integer_u32(5).max(1),
     })
 }
 

@@ -321,7 +321,8 @@ fn services() {
         "log": {"type": "json", "level": "warning", "dir": "/l", "file_size": 5, "file_num": 2,
                 "mode": 420, "loggers": {"urllib3": "ERROR"}},
         "restapi": {"verify_client": "Required", "server_tokens": "ProductOnly",
-                    "request_queue_size": 10, "allowlist": ["10.0.0.0/8"]},
+                    "request_queue_size": 10, "handshake_timeout": 0, "request_timeout": 9,
+                    "allowlist": ["10.0.0.0/8"]},
         "watchdog": {"mode": false, "safety_margin": -1},
         "guard": {"mode": "off"}
     }));
@@ -332,6 +333,7 @@ fn services() {
     assert_eq!(local.restapi.verify_client, VerifyClient::Required);
     assert_eq!(local.restapi.server_tokens, ServerTokens::ProductOnly);
     assert_eq!(local.restapi.request_queue_size, 10);
+    assert_eq!((local.restapi.handshake_timeout, local.restapi.request_timeout), (1, 9));
     assert_eq!((local.watchdog.mode, local.watchdog.safety_margin), (WatchdogMode::Off, -1));
     assert_eq!(local.guard.mode, GuardMode::Off);
     let (local, warnings) = loaded(json!({"watchdog": {"mode": "nonsense"}}));

@@ -111,7 +111,10 @@ fn data_dir(settings: &Settings) -> Result<(), String> {
         }
         Err(why) if why.kind() == std::io::ErrorKind::NotFound => {
             let parent = path.ancestors().skip(1).find(|parent| parent.exists());
-            writable("postgresql.data_dir", parent.unwrap_or(Path::new("/")))
+            let parent = parent.unwrap_or(Path::new("/"));
+            writable("postgresql.data_dir", parent).map_err(|why| {
+                format!("{why}; {shown} cannot be made there: correct the path or make it by hand")
+            })
         }
         Err(why) => Err(format!("postgresql.data_dir: {shown}: {why}")),
     }

@@ -72,7 +72,7 @@ async fn a_value_of_the_wrong_kind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_key() {
     let mut cluster = node(json!({"scope": null})).await;
-    refused(&mut cluster, &["scope"]).await;
+    refused(&mut cluster, &["node.yml", "scope", "add it"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,13 +91,13 @@ async fn an_unknown_backend() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_backend() {
     let mut cluster = node(json!({"raft": null})).await;
-    refused(&mut cluster, &["raft", "etcd3"]).await;
+    refused(&mut cluster, &["node.yml", "raft", "etcd3"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_directory_that_cannot_be_written() {
     let mut cluster = node(json!({"postgresql": {"data_dir": "/proc/hathi/data"}})).await;
-    refused(&mut cluster, &["postgresql.data_dir", "/proc"]).await;
+    refused(&mut cluster, &["postgresql.data_dir", "/proc/hathi/data"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ mod crashes;
 mod guard;
 mod outage;
 mod planned;
+mod reload;
 
 use hathi_test_support::{Agent, Cluster, ClusterOptions, Store};
 use serde_json::json;
