@@ -1,6 +1,6 @@
 //! `hathi validate-config` and the checks before a start, through the binary as a user runs it.
 
-use hathi_test_support::osuser;
+use hathi_test_support::{osuser, ports};
 use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 const BIN_DIR: &str = "/usr/lib/postgresql/15/bin";
 
-/// A valid node on free ports; the listeners keep the ports until they are dropped.
+/// A valid node on free ports.
 struct Node {
     dir: tempfile::TempDir,
     rest: u16,
@@ -19,10 +19,8 @@ struct Node {
 impl Node {
     fn new() -> Self {
         let dir = osuser::server_dir("hathi-validate");
-        let ports: Vec<TcpListener> =
-            (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let port = |n: usize| ports[n].local_addr().unwrap().port();
-        let address = |n: usize| format!("127.0.0.1:{}", port(n));
+        let ports = ports::free_ports(3);
+        let address = |n: usize| format!("127.0.0.1:{}", ports[n]);
         let bin_dir = std::env::var("HATHI_PG_BIN").unwrap_or_else(|_| BIN_DIR.to_owned());
         let yaml = json!({
             "scope": "s", "name": "a",
@@ -38,7 +36,7 @@ impl Node {
                 }
             }
         });
-        Self { rest: port(0), dir, yaml }
+        Self { rest: ports[0], dir, yaml }
     }
 
     fn run(&self, args: &[&str]) -> Output {
@@ -159,7 +157,7 @@ fn stores_are_looked_at() {
     node.yaml["consul"] = json!({"host": "h"});
     assert!(stderr(&node.validate()).contains(": consul: this version has no such backend"));
     node.yaml.as_object_mut().unwrap().remove("consul");
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = ports::free_port();
     node.yaml["etcd3"] = json!({"host": format!("127.0.0.1:{port}")});
     let output = node.validate();
     let text = stderr(&output);
@@ -214,9 +212,8 @@ fn a_start_that_cannot_succeed_touches_nothing() {
     let _taken = TcpListener::bind(("127.0.0.1", node.rest)).unwrap();
     refused(&node, "restapi.listen");
     let mut node = Node::new();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let listener = TcpListener::bind(taken).unwrap();
-    node.yaml["postgresql"]["listen"] = json!(taken.to_string());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    node.yaml["postgresql"]["listen"] = json!(listener.local_addr().unwrap().to_string());
     refused(&node, "postgresql.listen");
     drop(listener);
 }
