@@ -5,11 +5,13 @@ use hathi::cli::{self, Command, Hathi};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Hathi { command, config } = Hathi::parse();
-    if let Some(Command::Guard(args)) = &command {
-        // Before any thread, any runtime, any memory that is not needed.
-        return hathi::guard::main(&args.args);
+    // The guard is looked for by hand: it stays for months beside the agent, and the parser alone
+    // would make a quarter of the program resident in it.
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == "guard") {
+        return hathi::guard::main(args);
     }
+    let Hathi { command, config } = Hathi::parse();
     // One provider for every TLS library in this process, chosen before the first of them asks. An
     // error would mean that one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -18,7 +20,6 @@ fn main() -> ExitCode {
         Some(Command::ValidateConfig(args)) => return cli::validate_config::run(args),
         Some(Command::Demo(args)) => cli::demo::run(args),
         Some(Command::Witness(args)) => cli::witness::run(args),
-        Some(Command::Guard(_)) => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -145,7 +145,40 @@ pub fn for_core(local: &Local, now: &Settings) -> ha::settings::Settings {
         conn_url: url(&local.postgresql.connect_address),
         api_url: local.api_url(),
         proxy_url: local.postgresql.proxy_address.as_ref().map(url),
+        synchronous: synchronous(now),
+        nosync: local.tags.nosync,
+        sync_priority: local.tags.sync_priority,
+        failsafe_mode: now.failsafe_mode,
+        standby_cluster: now
+            .standby_cluster
+            .as_ref()
+            .map(|remote| standby_cluster(remote, database)),
+        primary_stop_timeout: now.primary_stop_timeout,
+        primary_race_backoff: now.primary_race_backoff,
     }
+}
+
+fn synchronous(now: &Settings) -> ha::settings::Synchronous {
+    use ha::settings::SynchronousMode as Mode;
+    ha::settings::Synchronous {
+        mode: match now.synchronous_mode {
+            SynchronousMode::Off => Mode::Off,
+            SynchronousMode::On => Mode::Priority,
+            SynchronousMode::Quorum => Mode::Quorum,
+        },
+        strict: now.synchronous_mode_strict,
+        node_count: now.synchronous_node_count,
+        maximum_lag: now.maximum_lag_on_syncnode,
+    }
+}
+
+fn standby_cluster(
+    remote: &config::StandbyCluster,
+    database: &str,
+) -> ha::settings::StandbyCluster {
+    let port = remote.port.unwrap_or(5432);
+    let conn_url = remote.host.as_ref().map(|host| format!("postgres://{host}:{port}/{database}"));
+    ha::settings::StandbyCluster { conn_url }
 }
 
 impl InUse {

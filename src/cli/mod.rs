@@ -29,16 +29,6 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// A third vote for the embedded store, without PostgreSQL.
     Witness(witness::Args),
-    /// The process that stops PostgreSQL when its agent cannot. Started by the agent alone.
-    #[command(hide = true)]
-    Guard(GuardArgs),
-}
-
-/// Between agent and guard only.
-#[derive(Debug, clap::Args)]
-pub struct GuardArgs {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub args: Vec<String>,
 }
 
 /// The environment as it is now. Names and values that are not UTF-8 are none of ours.

@@ -23,6 +23,8 @@ pub struct Settings {
     pub primary_start_timeout: u32,
     /// Seconds; 0: no limit; only in synchronous mode. (CFG-267)
     pub primary_stop_timeout: u32,
+    /// Seconds; 0: the race begins at once. (CFG-420)
+    pub primary_race_backoff: u32,
     /// Off in a standby cluster. (CFG-268, CFG-282)
     pub synchronous_mode: SynchronousMode,
     pub synchronous_mode_strict: bool,

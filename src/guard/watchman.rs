@@ -7,6 +7,7 @@ use hathi_dcs::{Millis, boottime};
 use nix::sys::signal::{SigHandler, signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -18,9 +19,9 @@ const GRACE_MS: u64 = 300;
 /// How long a guard without a living agent stays before it was ever attached to one.
 const ALONE_MS: u64 = 10_000;
 
-/// `hathi guard BOARD`.
-pub fn main(args: &[String]) -> ExitCode {
-    let [path] = args else {
+/// `hathi guard BOARD`: what follows the word `guard`.
+pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    let (Some(path), None) = (args.next(), args.next()) else {
         eprintln!("hathi guard: started by the agent only");
         return ExitCode::from(2);
     };

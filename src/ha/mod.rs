@@ -6,8 +6,11 @@
 //! ```text
 //! events ─► run ─► turn ─┬─ start      a server that starts, an empty data directory, identity
 //!                        ├─ recovery   PostgreSQL is down; rewind (the table: rewind)
-//!                        ├─ leader     with the lock, without leader, store silent (table: race)
+//!                        ├─ leader     with the lock; request: what an operator asked of it
+//!                        ├─ election   nobody leads (table: race)
+//!                        ├─ silence    the store does not answer
 //!                        ├─ follower   somebody else leads
+//!                        ├─ pause      the cluster is to be left alone
 //!                        └─ member, slots, history: what is written at the end
 //!            │  ▲
 //!            ▼  │ report
@@ -15,6 +18,7 @@
 //! ```
 
 pub mod breakage;
+mod election;
 mod follower;
 mod history;
 mod leader;
@@ -22,13 +26,16 @@ pub mod lease;
 pub mod manual;
 mod member;
 mod memory;
+mod pause;
 pub mod ports;
 mod race;
 mod recovery;
+mod request;
 mod rewind;
 pub mod run;
 pub mod settings;
 mod shutdown;
+mod silence;
 mod slots;
 mod start;
 mod task;

@@ -34,6 +34,48 @@ pub struct Settings {
     pub conn_url: String,
     pub api_url: String,
     pub proxy_url: Option<String>,
+    /// Synchronous replication, as far as the cluster wants it. (section 12 of ha-loop.md)
+    pub synchronous: Synchronous,
+    /// Mine: never a synchronous standby. (CFG-151)
+    pub nosync: bool,
+    /// Mine; 1 when unset, zero or less: never. (CFG-151)
+    pub sync_priority: i64,
+    /// A primary without the store goes on while every member agrees. (CFG-271)
+    pub failsafe_mode: bool,
+    /// This cluster follows another one. (section 15 of ha-loop.md)
+    pub standby_cluster: Option<StandbyCluster>,
+    /// Seconds a stop may take before it turns immediate; 0: no limit. (HA-106, CFG-267)
+    pub primary_stop_timeout: u32,
+    /// Seconds the leader race waits while WAL still arrives; 0: none. (CFG-420)
+    pub primary_race_backoff: u32,
+}
+
+/// (CFG-264, CFG-268 … CFG-270)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Synchronous {
+    pub mode: SynchronousMode,
+    /// No commit without a synchronous standby, even when none is there.
+    pub strict: bool,
+    pub node_count: u32,
+    /// Bytes a standby may be behind the best and still be chosen; zero or less: not asked.
+    pub maximum_lag: i64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SynchronousMode {
+    #[default]
+    Off,
+    /// `FIRST`-like: the named standbys, in the order of priority.
+    Priority,
+    Quorum,
+}
+
+/// The remote primary, as the core needs it. (HA-110, HA-115)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandbyCluster {
+    /// `postgres://host:port/database`, several hosts separated by commas; `None`: only from the
+    /// archive.
+    pub conn_url: Option<String>,
 }
 
 /// The version we publish: the Patroni whose records and behaviour we speak. (DCS-060, REST-350)

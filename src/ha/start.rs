@@ -2,10 +2,10 @@
 //! belongs to this cluster. (sections 4 and 6 of docs/spec/ha-loop.md)
 
 use crate::ha::breakage::{Breakage, broken};
-use crate::ha::leader;
 use crate::ha::ports::{DataDir, Server, Upstream};
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
+use crate::ha::{leader, request};
 use hathi_dcs::{DcsError, Expect, Role, State};
 
 /// The server does not accept connections yet. `None`: go on as if it ran. (section 6)
@@ -25,7 +25,7 @@ pub async fn starting(turn: &mut Turn<'_>) -> Option<Decided> {
     let timeout_ms = u64::from(turn.settings.primary_start_timeout) * 1000;
     let waited = turn.now().since(turn.pg.state_since);
     if waited < timeout_ms {
-        if let Some(decided) = leader::manual(turn).await {
+        if let Some(decided) = request::on_owner(turn).await {
             return Some(decided); // HA-059
         }
         let left = (timeout_ms - waited).div_ceil(1000);

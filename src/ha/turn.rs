@@ -11,7 +11,7 @@ use crate::ha::ports::{Observation, Ports, Reason, Upstream};
 use crate::ha::run::Exit;
 use crate::ha::settings::Settings;
 use crate::ha::task::Task;
-use crate::ha::{follower, leader, member, recovery, slots, start};
+use crate::ha::{election, follower, leader, member, pause, recovery, silence, slots, start};
 use hathi_dcs::{ClusterView, DcsError, Deadline, Freshness, MemberName, Millis, State};
 use std::sync::Arc;
 
@@ -163,7 +163,7 @@ async fn unseen(
     let decided = if turn.memory.task.is_some() {
         turn.while_task_runs().await
     } else {
-        leader::store_is_silent(&mut turn)
+        silence::store_is_silent(&mut turn)
     };
     turn.memory.want_latest = true;
     Turned { decided, pg: turn.pg, view, reasons: turn.reasons }
@@ -338,7 +338,7 @@ impl Turn<'_> {
     /// The steps of section 2, in their order.
     async fn decide(&mut self) -> Decided {
         if self.settings.pause {
-            return leader::paused(self).await;
+            return pause::paused(self).await;
         }
         if std::mem::take(&mut self.memory.was_paused) {
             self.memory.rewind = Rewind::NotAsked; // HA-005
@@ -347,7 +347,7 @@ impl Turn<'_> {
             return self.while_task_runs().await; // HA-009
         }
         if let Lock::Unseen { .. } = self.lock {
-            return leader::store_is_silent(self);
+            return silence::store_is_silent(self);
         }
         self.seed_the_store().await; // HA-007, HA-008
         if self.pg.alive
@@ -372,10 +372,10 @@ impl Turn<'_> {
         }
         let decided = match self.lock.clone() {
             Lock::Mine { .. } => leader::with_lock(self).await,
-            Lock::Free => leader::without_leader(self).await,
+            Lock::Free => election::without_leader(self).await,
             Lock::Lost { holder } => leader::lost(self, holder),
             Lock::Other { holder } => follower::follow(self, &holder).await,
-            Lock::Unseen { .. } => leader::store_is_silent(self),
+            Lock::Unseen { .. } => silence::store_is_silent(self),
         };
         self.memory.joined = true;
         decided

@@ -14,7 +14,7 @@ use hathi::ha::ports::{
     Clock, Configuration, Fence, PeerAnswer, Peers, Ports, Probe, Publish, Seen, Spawn,
 };
 use hathi::ha::run::{self, Event, Events};
-use hathi::ha::settings::Settings;
+use hathi::ha::settings::{Settings, Synchronous};
 use hathi_dcs::{Deadline, Lsn, MemberName, Millis, Role, State, Timeline, Timing};
 use serde_json::{Map, Value};
 use std::sync::{Arc, MutexGuard};
@@ -48,6 +48,13 @@ pub fn base_settings() -> Settings {
         conn_url: String::new(),
         api_url: String::new(),
         proxy_url: None,
+        synchronous: Synchronous::default(),
+        nosync: false,
+        sync_priority: 1,
+        failsafe_mode: false,
+        standby_cluster: None,
+        primary_stop_timeout: 0,
+        primary_race_backoff: 0,
     }
 }
 

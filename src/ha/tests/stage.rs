@@ -3,7 +3,7 @@
 use crate::ha::lease::Lease;
 use crate::ha::memory::Memory;
 use crate::ha::ports::*;
-use crate::ha::settings::Settings;
+use crate::ha::settings::{Settings, Synchronous};
 use crate::ha::task::Task;
 use crate::ha::turn::turn;
 use async_trait::async_trait;
@@ -180,6 +180,13 @@ impl Scene {
             conn_url: "postgres://a:5432/postgres".into(),
             api_url: "http://a:8008/patroni".into(),
             proxy_url: None,
+            synchronous: Synchronous::default(),
+            nosync: false,
+            sync_priority: 1,
+            failsafe_mode: false,
+            standby_cluster: None,
+            primary_stop_timeout: 0,
+            primary_race_backoff: 0,
         };
         let script = Script {
             now: Millis(1_000_000),

@@ -1,0 +1,231 @@
+//! Nobody holds the lock: may I take it? (section 8 of docs/spec/ha-loop.md)
+
+use crate::ha::breakage::{Breakage, broken};
+use crate::ha::leader::enforce_primary;
+use crate::ha::manual::{self, PROBE_MS};
+use crate::ha::ports::Server;
+use crate::ha::race::{self, Demands, Myself, Unfit};
+use crate::ha::task::{Demotion, Task};
+use crate::ha::turn::{Decided, Turn};
+use futures::stream::StreamExt;
+use hathi_dcs::{DcsError, Deadline, Failover, Lsn, MemberName, Timeline};
+use std::collections::BTreeMap;
+
+/// Section 8: nobody holds the lock and PostgreSQL runs here.
+pub async fn without_leader(turn: &mut Turn<'_>) -> Decided {
+    match healthiest(turn).await {
+        Ok(()) => {}
+        Err((rule, why)) => {
+            turn.because(rule, why.clone());
+            return not_healthiest(turn, &why);
+        }
+    }
+    if !is_as_i_saw_it(turn).await {
+        turn.because("HA-080", "the cluster went on while I asked the others");
+        let at = turn.now();
+        return Decided::line("looking again before the leader race").again_at(at);
+    }
+    let by = turn.store_deadline();
+    match turn.lease.acquire(turn.ports, by).await {
+        Ok(()) => won(turn).await,
+        Err(_) if broken(Breakage::PromoteWithoutLock) => {
+            Decided::task("promoted without lock", Task::Promote)
+        }
+        Err(DcsError::NotOwner { holder }) => {
+            turn.because("HA-081", format!("{holder:?} was faster"));
+            turn.memory.want_latest = true;
+            let at = turn.now();
+            Decided::line("following new leader after trying and failing to obtain lock")
+                .again_at(at)
+        }
+        Err(error) => {
+            // It may be mine: the next turn asks. (DCS-025)
+            turn.because("HA-080", format!("the race has no known outcome: {error}"));
+            turn.memory.want_latest = true;
+            let at = turn.now().plus(200);
+            Decided::line("the leader race has no known outcome").again_at(at)
+        }
+    }
+}
+
+/// An answer older than this is asked for again before the race.
+const STALE_MS: u64 = 100;
+
+/// Asking the others takes up to two seconds, in which somebody may have led and stopped again. The
+/// key alone does not show that, and what was written then would be lost. (INV-8, INV-17)
+async fn is_as_i_saw_it(turn: &mut Turn<'_>) -> bool {
+    let seen_at = turn.memory.view.as_ref().map_or(Default::default(), |(_, at)| *at);
+    if turn.now().since(seen_at) <= STALE_MS {
+        return true;
+    }
+    let before = turn.view.clone();
+    turn.read_again().await
+        && turn.view.leader.is_none()
+        && turn.view.history == before.history
+        && turn.view.status == before.status
+        && turn.view.failover == before.failover
+}
+
+/// HA-080: clean the request that led here, then be the primary.
+async fn won(turn: &mut Turn<'_>) -> Decided {
+    turn.because("HA-080", "acquired the leader key");
+    turn.lock = turn.confirmed();
+    if turn.view.pending_failover().is_some() {
+        let by = turn.store_deadline();
+        let expect = hathi_dcs::Expect::Anything;
+        let _ = turn.ports.dcs.write_failover(&Failover::default(), expect, by).await;
+    }
+    turn.memory.want_latest = true;
+    enforce_primary(turn).await
+}
+
+/// HA-082. A standby keeps its upstream: cutting the stream gains nothing. (HA-307)
+fn not_healthiest(turn: &mut Turn<'_>, why: &str) -> Decided {
+    if turn.pg.is_primary && !broken(Breakage::KeepAfterLoss) {
+        turn.memory.rewind.ask();
+        let line = format!("demoting self: {why}");
+        return Decided::task(line, Task::Demote(Demotion::LostLock));
+    }
+    let at = turn.now().plus(1_000);
+    Decided::line(format!(
+        "following a different leader because i am not the healthiest node: {why}"
+    ))
+    .again_at(at)
+}
+
+type Why = (&'static str, String);
+
+/// Section 8.2: the first rule that answers.
+async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
+    let now = turn.now();
+    let ttl = turn.settings.timing.ttl_ms();
+    if turn.memory.released_at.is_some_and(|at| now.since(at) < ttl) {
+        return Err(("HA-083", "I gave the key up a moment ago".into()));
+    }
+    if let Some(why) = turn.ports.fence.broken() {
+        return Err(("HA-091", format!("PostgreSQL could not be fenced here: {why}")));
+    }
+    let cluster_timeline = turn.view.history.cluster_timeline();
+    match &turn.pg.server {
+        Server::Primary { timeline, .. } => {
+            if *timeline >= cluster_timeline || broken(Breakage::StalePrimaryRaces) {
+                return Ok(()); // HA-087
+            }
+            let why =
+                format!("my timeline {timeline} is older than the cluster's {cluster_timeline}");
+            return Err(("HA-087", why));
+        }
+        Server::Standby(_) => {}
+        Server::Down | Server::Starting | Server::Silent(_) => {
+            return Err(("HA-085", "PostgreSQL does not answer here".into()));
+        }
+    }
+    if turn.settings.nofailover && !broken(Breakage::NofailoverRaces) {
+        return Err(("HA-089", "I am tagged nofailover".into()));
+    }
+    // Kept up by other members of a mixed cluster; a commit they acknowledged must not be lost.
+    if let Some(sync) = &turn.view.sync
+        && sync.value.leader.is_some()
+        && !sync.value.names(turn.me())
+    {
+        return Err(("HA-094", "I am not among the synchronous members".into()));
+    }
+    match turn.view.pending_failover().map(|stored| stored.value.clone()) {
+        Some(request) => manual_race(turn, &request).await,
+        None => compare(turn, None).await,
+    }
+}
+
+/// HA-075: an operator asked for a leader and there is none.
+async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why> {
+    if request
+        .scheduled_at
+        .is_some_and(|at| at.timestamp_millis() > turn.ports.clock.wall().timestamp_millis())
+    {
+        return compare(turn, None).await;
+    }
+    // Whoever promotes from an old timeline makes a second one of the same number. (INV-17)
+    let timeline = if turn.settings.check_timeline {
+        turn.view.history.cluster_timeline()
+    } else {
+        Timeline(0)
+    };
+    if let Some(candidate) = &request.candidate {
+        if candidate == turn.me() {
+            let Server::Standby(standby) = &turn.pg.server else { return Ok(()) };
+            if standby.timeline < timeline {
+                let mine = standby.timeline;
+                let why = format!("my timeline {mine} is behind the cluster's {timeline}");
+                return Err(("HA-075", why));
+            }
+            return Ok(());
+        }
+        let needs = manual::Needs {
+            candidate: Some(candidate),
+            lsn: Lsn(0),
+            maximum_lag: u64::MAX,
+            timeline,
+        };
+        let search = manual::search(turn.ports, &turn.view, None, needs).await;
+        if search.found.is_some() {
+            return Err(("HA-075", format!("{candidate} was asked to lead and is healthy")));
+        }
+    }
+    if request.leader.as_ref() == Some(turn.me()) {
+        let me = turn.me().clone();
+        let needs = manual::Needs { candidate: None, lsn: Lsn(0), maximum_lag: u64::MAX, timeline };
+        let search = manual::search(turn.ports, &turn.view, Some(&me), needs).await;
+        if search.found.is_some() {
+            return Err(("HA-075", "another member can lead, and I was asked to stop".into()));
+        }
+        return Ok(());
+    }
+    compare(turn, Some(request)).await
+}
+
+/// Section 8.3: asks everybody at once; the first answer that forbids decides. (HA-095, HA-311)
+async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), Why> {
+    let Server::Standby(standby) = &turn.pg.server else {
+        return Err(("HA-085", "PostgreSQL does not answer here".into()));
+    };
+    let me = Myself {
+        lsn: standby.lsn(),
+        timeline: standby.timeline,
+        failover_priority: turn.settings.failover_priority,
+    };
+    let old_view = turn.memory.old_view.clone();
+    let lag = turn.settings.maximum_lag_on_failover;
+    let demands = Demands {
+        leader_lsn_and_lag: request.is_none().then_some((turn.view.status.optime, lag)),
+        cluster_timeline: if turn.settings.check_timeline {
+            turn.view.history.cluster_timeline()
+        } else {
+            Timeline(0)
+        },
+        former_leader: old_view.as_ref().and_then(|view| view.leader_name().cloned()),
+    };
+    let unfit = |unfit: Unfit| (unfit.rule(), unfit.to_string());
+    race::alone(&me, &demands).map_err(unfit)?;
+    if broken(Breakage::RaceAsksNobody) {
+        return Ok(());
+    }
+    let mut members: BTreeMap<MemberName, String> = BTreeMap::new();
+    for view in old_view.iter().chain(std::iter::once(&turn.view)) {
+        for member in &view.members {
+            let excluded = request.is_some_and(|asked| asked.leader.as_ref() == Some(&member.name));
+            if member.name != *turn.me()
+                && !excluded
+                && let Some(url) = &member.data.api_url
+            {
+                members.insert(member.name.clone(), url.clone());
+            }
+        }
+    }
+    let by = Deadline(turn.now().plus(PROBE_MS));
+    let mut answers = turn.ports.peers.probe(members.into_iter().collect(), by);
+    while let Some((peer, probe)) = answers.next().await {
+        race::against(&me, &demands, &peer, &probe).map_err(unfit)?;
+    }
+    turn.because("HA-095", format!("I am the healthiest at {}", me.lsn));
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! An operator's request, on the owner of the lock. (section 11.1 of docs/spec/ha-loop.md)
+
+use crate::ha::leader::my_lsn;
+use crate::ha::manual;
+use crate::ha::task::{Demotion, Task};
+use crate::ha::turn::{Decided, Turn};
+
+/// HA-070: an operator's request, on the owner of the lock. `None`: nothing to do.
+pub async fn on_owner(turn: &mut Turn<'_>) -> Option<Decided> {
+    let request = turn.view.pending_failover()?.value.clone();
+    if let Some(at) = request.scheduled_at {
+        match due(turn, at.timestamp_millis()) {
+            Due::Now => {}
+            Due::Later(at) => {
+                turn.because("HA-074", "the scheduled switchover is not due");
+                let _ = at;
+                return None;
+            }
+            Due::Stale => {
+                return clean(turn, "HA-074", "the scheduled switchover is too old").await;
+            }
+        }
+    }
+    if request.leader.as_ref().is_some_and(|leader| leader != turn.me()) {
+        return clean(turn, "HA-070", "the request names another leader").await;
+    }
+    if request.candidate.as_ref() == Some(turn.me()) {
+        return clean(turn, "HA-070", "I am the leader already").await;
+    }
+    let needs = manual::needs(&turn.settings, &turn.view, request.candidate.as_ref(), my_lsn(turn));
+    let me = turn.me().clone();
+    let search = manual::search(turn.ports, &turn.view, Some(&me), needs).await;
+    if let Some(target) = &search.found {
+        turn.because("HA-070", format!("{target} can take over"));
+        turn.memory.rewind.ask();
+        let line = match request.leader {
+            Some(_) => "switchover: demoting myself",
+            None => "manual failover: demoting myself",
+        };
+        return Some(Decided::task(line, Task::Demote(Demotion::Graceful)));
+    }
+    let why = format!("nobody can take over ({})", search.reasons());
+    clean(turn, "HA-070", &why).await
+}
+
+enum Due {
+    Now,
+    Later(u64),
+    Stale,
+}
+
+/// HA-074: more than a turn ahead waits, more than one and a half turns ago is stale.
+fn due(turn: &Turn<'_>, at_ms: i64) -> Due {
+    let ahead = at_ms - turn.ports.clock.wall().timestamp_millis();
+    let loop_wait = i64::from(turn.settings.timing.loop_wait) * 1000;
+    if ahead > 0 {
+        Due::Later(ahead.unsigned_abs())
+    } else if ahead < -(loop_wait * 3 / 2) {
+        Due::Stale
+    } else {
+        Due::Now
+    }
+}
+
+/// Takes the request off the table and goes on with the turn.
+async fn clean(turn: &mut Turn<'_>, rule: &'static str, why: &str) -> Option<Decided> {
+    turn.because(rule, why);
+    let by = turn.store_deadline();
+    if let Err(error) = manual::clean(turn.ports, &turn.view, by).await {
+        turn.because(rule, format!("/failover was not emptied: {error}"));
+    }
+    turn.memory.want_latest = true;
+    None
+}
