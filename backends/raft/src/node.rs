@@ -115,6 +115,9 @@ impl Node {
             // Signs of life and elections are ours: see the module `elect`.
             enable_heartbeat: false,
             enable_elect: false,
+            // So its clock has nothing to do (a leader that is removed steps down by it; members
+            // are not removed), and an idle agent is not woken for it.
+            enable_tick: false,
             ..openraft::Config::default()
         };
         let engine_config = engine_config.validate().map_err(|error| failed(&error))?;
