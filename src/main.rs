@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     let done = match &command {
         None => cli::agent::run(config.as_deref()),
         Some(Command::ValidateConfig(args)) => return cli::validate_config::run(args),
+        Some(Command::Replay(args)) => return cli::replay::run(args),
         Some(Command::Demo(args)) => cli::demo::run(args),
         Some(Command::Witness(args)) => cli::witness::run(args),
     };

@@ -2,6 +2,7 @@
 
 use crate::agent::configuration::InUse;
 use crate::api::Snapshot;
+use crate::ha::journal::{Decision, Journal};
 use crate::ha::ports::{Observation, Publish, Seen, Server};
 use chrono::Utc;
 use hathi_dcs::{Millis, boottime};
@@ -14,16 +15,19 @@ pub struct Publisher {
     last_line: Mutex<String>,
     last_read: Mutex<Millis>,
     configuration: Mutex<Weak<InUse>>,
+    journal: Arc<Journal>,
 }
 
 impl Publisher {
     pub fn new(first: Snapshot) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+        let journal = first.journal.clone();
         let (snapshot, reader) = watch::channel(Arc::new(first));
         let publisher = Self {
             snapshot,
             last_line: Mutex::default(),
             last_read: Mutex::default(),
             configuration: Mutex::new(Weak::new()),
+            journal,
         };
         (publisher, reader)
     }
@@ -62,8 +66,29 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Everything about one turn, at debug level. (HA-320)
+fn say(decision: &Decision) {
+    tracing::debug!(
+        target: "hathi::decision",
+        number = decision.number,
+        took_ms = decision.took_ms,
+        woken_by = decision.woken_by.join(", "),
+        ended = decision.ended.as_deref(),
+        lock = decision.lock,
+        role = %decision.role,
+        state = %decision.state,
+        started = decision.started.as_deref(),
+        "{}",
+        decision.line
+    );
+}
+
 impl Publish for Publisher {
-    fn publish(&self, seen: Seen) {
+    fn publish(&self, mut seen: Seen) {
+        if let Some(decision) = seen.decision.take() {
+            say(&decision);
+            self.journal.add(decision);
+        }
         let read_at = seen.view.as_ref().map(|(_, at)| *at);
         let read_anew = {
             let mut last = lock(&self.last_read);
@@ -94,5 +119,9 @@ impl Publish for Publisher {
         if let Some(configuration) = lock(&self.configuration).upgrade() {
             configuration.write_cache();
         }
+    }
+
+    fn keeps_decisions(&self) -> bool {
+        true
     }
 }

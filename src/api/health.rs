@@ -15,8 +15,17 @@ use warp::reply::Response;
 use warp::{Filter, Rejection};
 
 /// First segments that have a route of their own. (REST-031)
-const OTHERS: [&str; 8] =
-    ["liveness", "readiness", "patroni", "cluster", "history", "config", "metrics", "failsafe"];
+const OTHERS: [&str; 9] = [
+    "liveness",
+    "readiness",
+    "patroni",
+    "cluster",
+    "history",
+    "config",
+    "metrics",
+    "failsafe",
+    "decisions",
+];
 
 /// Every readable path that no other route has. (REST-032, REST-033)
 pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {

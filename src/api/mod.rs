@@ -15,6 +15,7 @@ mod cluster;
 mod configuration;
 mod connections;
 mod control;
+mod decisions;
 mod document;
 mod dress;
 mod failsafe;
@@ -75,6 +76,8 @@ fn routes(context: &Context) -> BoxedFilter<(Response,)> {
         .or(cluster::routes(context))
         .unify()
         .or(history::routes(context))
+        .unify()
+        .or(decisions::routes(context))
         .unify()
         .or(configuration::routes(context))
         .unify()

@@ -4,6 +4,7 @@
 //! a reload changed something. Nothing in here is fetched, decided or waited for; the only thing
 //! that moves between two snapshots is the clock, and every method that depends on it takes `now`.
 
+use crate::ha::journal::Journal;
 use crate::ha::ports::{Observation, Seen};
 use crate::ha::settings::Settings;
 use hathi_dcs::{ClusterView, Failsafe, Lsn, MemberName, Millis, Timing, boottime};
@@ -70,6 +71,8 @@ pub struct Snapshot {
     pub watchdog_failed: bool,
     /// The accepted request, as the status document shows it. (REST-099)
     pub scheduled_restart: Option<Value>,
+    /// What the last turns decided and why; the same one in every snapshot. (REST-471)
+    pub journal: Arc<Journal>,
 }
 
 impl Snapshot {
@@ -101,6 +104,7 @@ impl Snapshot {
             failsafe_until: None,
             watchdog_failed: false,
             scheduled_restart: None,
+            journal: Arc::default(),
         }
     }
 

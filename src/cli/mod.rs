@@ -5,6 +5,7 @@ mod checks;
 pub mod demo;
 mod log_format;
 pub mod logging;
+pub mod replay;
 pub mod validate_config;
 pub mod witness;
 
@@ -27,6 +28,8 @@ pub enum Command {
     ValidateConfig(validate_config::Args),
     /// A whole cluster on this machine, to look at and to break.
     Demo(demo::DemoArgs),
+    /// Run a recorded turn again: why did it decide that?
+    Replay(replay::Args),
     /// A third vote for the embedded store, without PostgreSQL.
     Witness(witness::Args),
 }

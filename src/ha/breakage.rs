@@ -30,6 +30,8 @@ pub enum Breakage {
     NofailoverRaces,
     /// Works on a data directory of another cluster. (HA-036)
     IgnoreSystemId,
+    /// Reads something that no port answered. (INV-32)
+    HiddenInput,
 }
 
 #[cfg(feature = "breakages")]
@@ -49,13 +51,25 @@ mod switch {
     pub fn broken(breakage: Breakage) -> bool {
         BROKEN.with(|cell| cell.get() == Some(breakage))
     }
+
+    /// Another number each time: what no port answered.
+    pub fn hidden() -> u64 {
+        static COUNTED: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        COUNTED.fetch_add(1, std::sync::atomic::Ordering::SeqCst)
+    }
 }
 
 #[cfg(feature = "breakages")]
-pub use switch::{broken, set_broken};
+pub use switch::{broken, hidden, set_broken};
 
 /// Never, in a normal build.
 #[cfg(not(feature = "breakages"))]
 pub const fn broken(_: Breakage) -> bool {
     false
+}
+
+/// Nothing, in a normal build.
+#[cfg(not(feature = "breakages"))]
+pub const fn hidden() -> u64 {
+    0
 }

@@ -7,11 +7,13 @@
 
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::ports::Ports;
+use crate::ha::record::Front;
 use crate::ha::run::{Event, Events};
 use futures::FutureExt;
 use futures::channel::mpsc;
 use futures::stream::StreamExt;
 use hathi_dcs::{DcsError, Deadline, MemberName, Millis, Status, Timing};
+use serde::{Deserialize, Serialize};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How a lease of this length is spent when nobody prolongs it. All in milliseconds before its end.
@@ -48,7 +50,7 @@ fn believed_until(ports: &Ports, sent: Millis, timing: Timing) -> Millis {
 }
 
 /// The last thing the store said, or did not say, about the lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// Nothing asked yet, or given up by ourselves.
     None,
@@ -81,6 +83,8 @@ pub struct Lease {
     one_at_a_time: futures::lock::Mutex<()>,
     poke: Mutex<mpsc::Sender<()>>,
     poked: Mutex<Option<mpsc::Receiver<()>>>,
+    /// A turn that is recorded or replayed asks this one instead. (HA-320)
+    front: Option<Front>,
 }
 
 impl Default for Lease {
@@ -97,6 +101,7 @@ impl Default for Lease {
             one_at_a_time: futures::lock::Mutex::new(()),
             poke: Mutex::new(poke),
             poked: Mutex::new(Some(poked)),
+            front: None,
         }
     }
 }
@@ -121,17 +126,31 @@ impl Sent {
 }
 
 impl Lease {
+    /// A lease whose every answer comes from `front`.
+    pub fn behind(front: Front) -> Self {
+        Self { front: Some(front), ..Self::default() }
+    }
+
     /// Until when I may act as the leader; `None` when I am not, or it has ended.
     pub fn until(&self, now: Millis) -> Option<Millis> {
+        if let Some(front) = &self.front {
+            return front.until(now);
+        }
         lock(&self.belief).until.filter(|until| now < *until)
     }
 
     pub fn verdict(&self) -> Verdict {
+        if let Some(front) = &self.front {
+            return front.verdict();
+        }
         lock(&self.belief).verdict.clone()
     }
 
     /// The loop finished a turn: the keeper may go on. (design section 2)
     pub fn turn_done(&self, now: Millis) {
+        if let Some(front) = &self.front {
+            return front.turn_done(now);
+        }
         let before = std::mem::replace(&mut lock(&self.belief).turn_done, now);
         // The keeper may have seen a loop without progress, as it is before the first turn is done,
         // and sleeps for long then.
@@ -142,12 +161,18 @@ impl Lease {
 
     /// Ends the keeper. The belief stays and runs out.
     pub fn close(&self) {
+        if let Some(front) = &self.front {
+            return front.close();
+        }
         lock(&self.belief).closed = true;
         self.wake_keeper();
     }
 
     /// Takes the key if nobody holds it. (HA-080)
     pub async fn acquire(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
+        if let Some(front) = &self.front {
+            return front.acquire(by).await;
+        }
         let _one = self.alone(ports, by).await?;
         let sent = Sent::now(ports);
         let outcome = ports.dcs.acquire_leader(by).await;
@@ -156,6 +181,9 @@ impl Lease {
 
     /// Takes the key after bootstrap. (HA-031)
     pub async fn take(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
+        if let Some(front) = &self.front {
+            return front.take(by).await;
+        }
         let _one = self.alone(ports, by).await?;
         let sent = Sent::now(ports);
         let outcome = ports.dcs.take_leader(by).await;
@@ -164,6 +192,9 @@ impl Lease {
 
     /// Asks the store now whether the key is mine, and prolongs it. (DCS-003)
     pub async fn renew(&self, ports: &Ports, by: Deadline) -> Result<(), DcsError> {
+        if let Some(front) = &self.front {
+            return front.renew(by).await;
+        }
         let _one = self.alone(ports, by).await?;
         let sent = Sent::now(ports);
         let outcome = ports.dcs.renew_leader(by).await;
@@ -178,6 +209,9 @@ impl Lease {
         status: Option<&Status>,
         by: Deadline,
     ) -> Result<(), DcsError> {
+        if let Some(front) = &self.front {
+            return front.release(status, by).await;
+        }
         self.forget();
         let _one = self.alone(ports, by).await?;
         // A renewal that was on its way may have ended in between.
@@ -188,6 +222,9 @@ impl Lease {
     /// A shorter ttl is in force from now on: whatever is sent next makes the lease this short, also
     /// if its answer is lost. (INV-28)
     pub fn shorten(&self, ports: &Ports) {
+        if let Some(front) = &self.front {
+            return front.shorten();
+        }
         let Sent { at, timing } = Sent::now(ports);
         let limit = at.plus(worth_ms(timing));
         let mut belief = lock(&self.belief);
@@ -202,6 +239,9 @@ impl Lease {
 
     /// The lock is somebody else's, or nobody's: stop believing. Writes nothing.
     pub fn forget(&self) {
+        if let Some(front) = &self.front {
+            return front.forget();
+        }
         let mut belief = lock(&self.belief);
         belief.until = None;
         belief.verdict = Verdict::None;

@@ -1,11 +1,13 @@
 //! What one turn remembers for the next. (section 1.2 of docs/spec/ha-loop.md)
 
+use crate::ha::record::Word;
 use hathi_dcs::{ClusterView, MemberData, Millis, Timeline, Version};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Has this data directory to be rewound before it can follow the leader? (PG-142)
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rewind {
     /// Nothing gives a reason to ask.
     #[default]
@@ -50,7 +52,7 @@ impl Rewind {
 }
 
 /// The checkpoint after a promotion: until it is done nobody may rewind to us. (PG-065)
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AfterPromotion {
     #[default]
     Nothing,
@@ -59,19 +61,23 @@ pub enum AfterPromotion {
 }
 
 /// The long task that runs. (section 16 of docs/spec/ha-loop.md)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
-    pub name: &'static str,
+    #[serde(deserialize_with = "crate::ha::record::word")]
+    pub name: Word,
     pub kind: crate::ha::task::Kind,
     pub since: Millis,
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Memory {
     /// The last view, and when the store gave it; `None` since a read failed.
+    #[serde(with = "crate::ha::record::stamped_view")]
     pub view: Option<(Arc<ClusterView>, Millis)>,
     /// The last view with a leader, or the first one: members and leader for the next race. Never
     /// changed in place. (HA-001, HA-318)
+    #[serde(with = "crate::ha::record::shared_view")]
     pub old_view: Option<Arc<ClusterView>>,
     /// The next view must be as of then: something was written whose effect decides the next step.
     pub want_latest: bool,

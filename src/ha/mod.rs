@@ -15,12 +15,15 @@
 //!            │  ▲
 //!            ▼  │ report
 //!           task (one at a time)        lease: the keeper, beside all this
+//!
+//! journal: the last turns and why; record: a turn written down so that it can be run again
 //! ```
 
 pub mod breakage;
 mod election;
 mod follower;
 mod history;
+pub mod journal;
 mod leader;
 pub mod lease;
 pub mod manual;
@@ -29,6 +32,7 @@ mod memory;
 mod pause;
 pub mod ports;
 mod race;
+pub mod record;
 mod recovery;
 mod request;
 mod rewind;

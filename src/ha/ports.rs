@@ -4,6 +4,8 @@
 //! here names a runtime, a socket, a file or a clock. Every call returns by the deadline it is given;
 //! calls without one return at once.
 
+use crate::ha::journal::Decision;
+use crate::ha::record::Word;
 use crate::ha::settings::Settings;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -13,7 +15,7 @@ use hathi_dcs::{
     ClusterView, Dcs, Deadline, Lsn, MemberName, Millis, PendingChange, Role, State, SystemId,
     Timeline,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,6 +70,11 @@ pub trait Configuration: Send + Sync {
 /// Tells the rest of the agent (REST API, log, demo) what a turn saw and decided.
 pub trait Publish: Send + Sync {
     fn publish(&self, seen: Seen);
+
+    /// Does anybody keep decisions and recordings? Without, none are made. (HA-320)
+    fn keeps_decisions(&self) -> bool {
+        false
+    }
 }
 
 /// What a turn saw, and what it made of it.
@@ -90,12 +97,15 @@ pub struct Seen {
     pub next_turn: Millis,
     /// Shown to peers and operators until the checkpoint after a promotion is done. (PG-065)
     pub checkpoint_pending: bool,
+    /// The entry for the journal, if [`Publish::keeps_decisions`]. (HA-320)
+    pub decision: Option<Decision>,
 }
 
 /// A rule of docs/spec that fired, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    pub rule: &'static str,
+    #[serde(deserialize_with = "crate::ha::record::word")]
+    pub rule: Word,
     pub why: String,
 }
 
@@ -114,7 +124,7 @@ pub trait Fence: Send + Sync {
 }
 
 /// What another member's REST API says about itself. (REST-346)
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeerAnswer {
     /// False: it says it is a primary.
     pub in_recovery: bool,
@@ -128,7 +138,7 @@ pub struct PeerAnswer {
 }
 
 /// The outcome of asking one member.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Probe {
     Answered(PeerAnswer),
     /// No answer, or one without positions because its PostgreSQL does not run. (REST-080)
@@ -147,7 +157,7 @@ pub trait Peers: Send + Sync {
 }
 
 /// What is in the data directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DataDir {
     /// Missing, or nothing of PostgreSQL in it. (PG-004)
     Empty,
@@ -157,7 +167,7 @@ pub enum DataDir {
 }
 
 /// What the monitoring query of this moment said. (PG-300 …)
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Server {
     /// No postmaster of ours.
     Down,
@@ -174,7 +184,7 @@ pub enum Server {
 }
 
 /// A server in recovery.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standby {
     /// What it is receiving, or else what its control file says; zero when unknown. (PG-312)
     pub timeline: Timeline,
@@ -196,7 +206,7 @@ impl Standby {
 }
 
 /// One physical replication slot of this server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
     pub name: String,
     pub active: bool,
@@ -204,7 +214,7 @@ pub struct Slot {
 }
 
 /// What REST answers show and no decision reads.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServerDetails {
     /// As PostgreSQL prints it. (REST-005)
     pub postmaster_start_time: String,
@@ -216,7 +226,7 @@ pub struct ServerDetails {
 }
 
 /// One look at the local PostgreSQL. Nothing in it is a decision.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
     pub data_dir: DataDir,
     /// A postmaster of ours is alive. A zombie is dead. (PG-450)
@@ -239,7 +249,7 @@ pub struct Observation {
 }
 
 /// What pg_control says about a server that is not running. (PG-007)
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControlData {
     pub state: ControlState,
     pub system_id: Option<SystemId>,
@@ -254,7 +264,7 @@ pub struct ControlData {
 }
 
 /// "Database cluster state" of pg_controldata.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlState {
     StartingUp,
     ShutDown,
@@ -267,7 +277,7 @@ pub enum ControlState {
 }
 
 /// Whom to stream from, clone from or rewind to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upstream {
     pub name: MemberName,
     /// As in its member record: `postgres://host:port/database`.
@@ -275,7 +285,7 @@ pub struct Upstream {
 }
 
 /// What has to be done so that PostgreSQL follows an upstream. (PG-220)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FollowChange {
     Nothing,
     Reload,
@@ -283,7 +293,7 @@ pub enum FollowChange {
 }
 
 /// Where a timeline ended, from a history file. (PG-145)
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineEnd {
     pub timeline: Timeline,
     pub switch_lsn: Lsn,
@@ -293,7 +303,7 @@ pub struct TimelineEnd {
 }
 
 /// What a possible rewind source is. (PG-145)
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceHistory {
     pub in_recovery: bool,
     pub timeline: Timeline,
@@ -301,7 +311,7 @@ pub struct SourceHistory {
 }
 
 /// How far the local data directory is. (PG-144)
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalEnd {
     pub timeline: Timeline,
     /// Replayed position of a standby; the latest checkpoint of a stopped primary.
@@ -311,14 +321,14 @@ pub struct LocalEnd {
     pub checkpoint_end: Option<Lsn>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StopMode {
     Fast,
     Immediate,
 }
 
 /// How to stop. (PG-041)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
     pub mode: StopMode,
     /// A CHECKPOINT first, so that the shutdown itself is short. (PG-042)
@@ -328,7 +338,7 @@ pub struct Stop {
 }
 
 /// How a stop goes on, in this order; the last one is `Stopped` or `Failed`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StopStep {
     /// No client backend is left: nothing can be acknowledged any more. (PG-043)
     SafePoint,
@@ -343,7 +353,7 @@ pub enum StopStep {
 }
 
 /// How to start. (PG-020)
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Start {
     /// Without standby configuration. (INV-19)
     AsPrimary,
@@ -351,7 +361,7 @@ pub enum Start {
     AsStandby(Option<Upstream>),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Started {
     Ready,
     /// Alive, and not accepting connections by the deadline.
@@ -359,17 +369,25 @@ pub enum Started {
 }
 
 /// Why an effect on PostgreSQL did not happen.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum PgError {
     /// [`Postgres::cancel`] was called; whatever child process ran is gone.
     #[error("cancelled")]
     Cancelled,
     /// Not done by the deadline; the state is as the next observation says.
     #[error("{what} was not done within {waited_ms} ms")]
-    TimedOut { what: &'static str, waited_ms: u64 },
+    TimedOut {
+        #[serde(deserialize_with = "crate::ha::record::word")]
+        what: Word,
+        waited_ms: u64,
+    },
     /// It ran and failed; the last lines of what it printed.
     #[error("{what} failed: {why}")]
-    Failed { what: &'static str, why: String },
+    Failed {
+        #[serde(deserialize_with = "crate::ha::record::word")]
+        what: Word,
+        why: String,
+    },
 }
 
 /// The local PostgreSQL: one look at it, and the effects on it.

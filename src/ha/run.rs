@@ -1,16 +1,19 @@
 //! The wheel: waits for a reason to look, lets one turn happen, starts the task it asks for.
 //! (section 2 of docs/design.md, section 19 of docs/spec/ha-loop.md)
 
+use crate::ha::journal::{Began, Calls, Decision, entry};
 use crate::ha::lease::{Lease, Reserve};
 use crate::ha::memory::{AfterPromotion, Memory, Rewind, Running};
-use crate::ha::ports::{Ports, Reason, Seen, Server};
+use crate::ha::ports::{Observation, Ports, Reason, Seen, Server};
+use crate::ha::record::recorded_turn;
 use crate::ha::shutdown;
 use crate::ha::task::{self, Context, Demotion, Kind, Outcome, Report, Task};
-use crate::ha::turn::{Decided, Turned, turn};
+use crate::ha::turn::{Decided, Turned};
 use futures::FutureExt;
 use futures::channel::{mpsc, oneshot};
 use futures::stream::{FusedStream, StreamExt};
 use hathi_dcs::{Change, Deadline, MemberName, Millis};
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -59,7 +62,7 @@ impl Events {
 }
 
 /// How the loop ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
     /// After [`Event::Shutdown`]: PostgreSQL is stopped, the key released (or everything left as it
     /// is, in pause). Exit code 0.
@@ -104,11 +107,15 @@ pub async fn run(
     let mut memory = Memory::default();
     let mut beside = Beside::default();
     let mut next = ports.clock.now();
-    let mut urgency = Urgency::Now;
+    let mut why = Why { urgency: Urgency::Now, calls: Calls::default() };
+    let mut number = 0;
     loop {
-        let ended = wait(&ports, &mut events, &mut beside, next, &mut urgency).await;
+        let ended = wait(&ports, &mut events, &mut beside, next, &mut why).await;
         if let Some(ended) = ended {
-            urgency = Urgency::Now;
+            why.urgency = Urgency::Now;
+            if let Ended::Task(report) = &ended {
+                why.calls.task_ended(report);
+            }
             if let Some(exit) = note(&ports, &lease, &mut memory, &mut beside, ended).await {
                 return shutdown::after_fatal(&ports, &lease, &mut memory, exit).await;
             }
@@ -118,8 +125,16 @@ pub async fn run(
             return shutdown::stop(&ports, &lease, &mut memory, task).await;
         }
         let started = ports.clock.now();
-        let turned = turn(&ports, &lease, &mut memory, urgency == Urgency::Now).await;
-        let Turned { mut decided, pg, view, reasons } = turned;
+        number += 1;
+        let began = Began { number, at: started, wall: ports.clock.wall() };
+        let urgent = std::mem::replace(&mut why.urgency, Urgency::None) == Urgency::Now;
+        let (turned, recording) = recorded_turn(&ports, &lease, &mut memory, urgent).await;
+        let calls = std::mem::take(&mut why.calls);
+        let decision = ports
+            .publish
+            .keeps_decisions()
+            .then(|| entry(began, ports.clock.now(), &calls, &turned, recording));
+        let Turned { mut decided, pg, view, reasons, lock: _ } = turned;
         if let Some(task) = decided.start.take() {
             start(&ports, &lease, &mut memory, &mut beside, view.clone(), task, &mut decided);
         }
@@ -132,8 +147,7 @@ pub async fn run(
             ports.fence.stand_down();
         }
         next = next_turn(&ports, &lease, &decided, started);
-        urgency = Urgency::None;
-        publish(&ports, &lease, &memory, &decided, pg, reasons, next);
+        publish(&ports, &lease, &memory, &decided, (pg, reasons, decision), next);
         if let Some(exit) = decided.exit {
             return shutdown::after_fatal(&ports, &lease, &mut memory, exit).await;
         }
@@ -145,6 +159,22 @@ fn cannot_write(server: &Server) -> bool {
     match server {
         Server::Down | Server::Standby(_) => true,
         Server::Starting | Server::Primary { .. } | Server::Silent(_) => false,
+    }
+}
+
+/// Why the loop is to look.
+struct Why {
+    urgency: Urgency,
+    calls: Calls,
+}
+
+impl Why {
+    fn hear(&mut self, event: Event, me: &MemberName) {
+        let urgency = weigh(&event, me);
+        if urgency > Urgency::None {
+            self.calls.heard(event);
+        }
+        self.urgency = self.urgency.max(urgency);
     }
 }
 
@@ -160,15 +190,15 @@ async fn wait(
     events: &mut mpsc::Receiver<Event>,
     beside: &mut Beside,
     mut next: Millis,
-    urgency: &mut Urgency,
+    why: &mut Why,
 ) -> Option<Ended> {
     let me = ports.configuration.settings().me.clone();
     loop {
         while let Ok(event) = events.try_recv() {
-            *urgency = (*urgency).max(weigh(&event, &me));
+            why.hear(event, &me);
         }
         let now = ports.clock.now();
-        match *urgency {
+        match why.urgency {
             Urgency::Now => next = now,
             Urgency::Soon => next = next.min(now.plus(SOON_MS)),
             Urgency::None => {}
@@ -194,7 +224,7 @@ async fn wait(
         };
         match woken {
             Woken::Time => {}
-            Woken::Event(event) => *urgency = (*urgency).max(weigh(&event, &me)),
+            Woken::Event(event) => why.hear(event, &me),
             Woken::Task(report) => {
                 beside.task = None;
                 let lost = Outcome::Failed("the task was dropped".to_owned());
@@ -411,8 +441,7 @@ fn publish(
     lease: &Lease,
     memory: &Memory,
     decided: &Decided,
-    postgres: crate::ha::ports::Observation,
-    reasons: Vec<Reason>,
+    (postgres, reasons, decision): (Observation, Vec<Reason>, Option<Decision>),
     next_turn: Millis,
 ) {
     ports.publish.publish(Seen {
@@ -425,5 +454,6 @@ fn publish(
         demoting: memory.task.is_some_and(|task| task.kind == Kind::Demote),
         next_turn,
         checkpoint_pending: memory.after_promotion != AfterPromotion::Nothing,
+        decision,
     });
 }

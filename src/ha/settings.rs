@@ -1,10 +1,11 @@
 //! What the core has to know of the configuration: plain values, already checked.
 
 use hathi_dcs::{MemberName, Timing};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// The settings in force for one turn.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     pub me: MemberName,
     pub timing: Timing,
@@ -51,7 +52,7 @@ pub struct Settings {
 }
 
 /// (CFG-264, CFG-268 … CFG-270)
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Synchronous {
     pub mode: SynchronousMode,
     /// No commit without a synchronous standby, even when none is there.
@@ -61,7 +62,7 @@ pub struct Synchronous {
     pub maximum_lag: i64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SynchronousMode {
     #[default]
     Off,
@@ -71,7 +72,7 @@ pub enum SynchronousMode {
 }
 
 /// The remote primary, as the core needs it. (HA-110, HA-115)
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StandbyCluster {
     /// `postgres://host:port/database`, several hosts separated by commas; `None`: only from the
     /// archive.

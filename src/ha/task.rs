@@ -9,12 +9,14 @@ use crate::ha::member;
 use crate::ha::ports::{
     ControlState, PgError, Ports, Postgres, Start, Started, Stop, StopMode, StopStep, Upstream,
 };
+use crate::ha::record::Word;
 use futures::stream::StreamExt;
 use hathi_dcs::{ClusterView, DcsError, Deadline, Expect, Lsn, Millis, Role, State, Status};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// What kind of work it is, for the decisions while it runs. (HA-160 … HA-164)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     Bootstrap,
     Clone,
@@ -27,7 +29,7 @@ pub enum Kind {
 }
 
 /// Why a primary is stopped, and what that allows. (section 10 of ha-loop.md)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Demotion {
     /// A switchover: nothing is lost, the key goes to the next one.
     Graceful,
@@ -40,7 +42,7 @@ pub enum Demotion {
 }
 
 /// One piece of long work.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Task {
     /// Creates the cluster. (HA-030, HA-031)
     Bootstrap,
@@ -52,7 +54,8 @@ pub enum Task {
     /// Removes the data directory first. (PG-160, PG-161)
     Reinitialize {
         source: Upstream,
-        why: &'static str,
+        #[serde(deserialize_with = "crate::ha::record::word")]
+        why: Word,
     },
     /// Restarts a crashed primary in place. (HA-043)
     StartAsPrimary {

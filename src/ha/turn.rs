@@ -4,7 +4,7 @@
 //! status line or lets the next one look. A turn never waits for PostgreSQL's long work: it asks for
 //! a [`Task`].
 
-use crate::ha::breakage::{Breakage, broken};
+use crate::ha::breakage::{Breakage, broken, hidden};
 use crate::ha::lease::{Lease, Reserve, Verdict};
 use crate::ha::memory::{Memory, Rewind};
 use crate::ha::ports::{Observation, Ports, Reason, Upstream};
@@ -81,6 +81,8 @@ pub struct Turn<'a> {
 /// What the loop publishes and acts on.
 pub struct Turned {
     pub decided: Decided,
+    /// As the turn saw it last.
+    pub lock: Lock,
     pub pg: Observation,
     pub view: Option<Arc<ClusterView>>,
     pub reasons: Vec<Reason>,
@@ -135,7 +137,7 @@ async fn seen(
     turn.lock = turn.look_at_lock().await;
     let decided = turn.decide().await;
     let decided = turn.finish(decided).await;
-    Turned { decided, pg: turn.pg, view: Some(turn.view), reasons: turn.reasons }
+    Turned { decided, lock: turn.lock, pg: turn.pg, view: Some(turn.view), reasons: turn.reasons }
 }
 
 /// The store does not answer. (section 13)
@@ -166,7 +168,7 @@ async fn unseen(
         silence::store_is_silent(&mut turn)
     };
     turn.memory.want_latest = true;
-    Turned { decided, pg: turn.pg, view, reasons: turn.reasons }
+    Turned { decided, lock: turn.lock, pg: turn.pg, view, reasons: turn.reasons }
 }
 
 /// Notes the view for this race and the next. (HA-001, HA-318)
@@ -337,6 +339,9 @@ impl Turn<'_> {
 
     /// The steps of section 2, in their order.
     async fn decide(&mut self) -> Decided {
+        if broken(Breakage::HiddenInput) {
+            self.because("INV-32", format!("turn {} of this program", hidden()));
+        }
         if self.settings.pause {
             return pause::paused(self).await;
         }

@@ -338,6 +338,9 @@ impl Publish for Agency {
     fn publish(&self, seen: Seen) {
         let mut world = self.world();
         let node = self.process.node;
+        if let Some(decision) = &seen.decision {
+            world.check_replay(node, decision);
+        }
         let Some(agent) = world.agent_mut(self.process) else { return };
         if agent.line != seen.line {
             agent.line.clone_from(&seen.line);
@@ -357,6 +360,10 @@ impl Publish for Agency {
             let line = format!("t={} {node} turn, until {until:?}, next {next}", world.now_us / MS);
             world.trace.push(line);
         }
+    }
+
+    fn keeps_decisions(&self) -> bool {
+        self.world().watched.recorded
     }
 }
 

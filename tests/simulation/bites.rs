@@ -21,6 +21,7 @@ const BROKEN: &[(Breakage, bool)] = &[
     (Breakage::UnreachableIsLost, true),
     (Breakage::NofailoverRaces, true),
     (Breakage::IgnoreSystemId, true),
+    (Breakage::HiddenInput, true),
 ];
 
 fn seed_fails(seed: u64, guarded: bool) -> Option<(String, String)> {

@@ -82,6 +82,7 @@ pub fn random_run(seed: u64, tracing: bool, guarded: bool) -> Shared {
     world.tracing = tracing;
     world.store.up = true;
     world.watched.fence_broken = !guarded;
+    world.watched.recorded = crate::replays::is_recorded(seed);
     let mut random = Random::new(seed ^ 0xFA17);
     let count = *random.pick(&[2, 3, 3, 3, 3, 4]);
     for name in ["a", "b", "c", "d"].iter().take(count) {

@@ -21,6 +21,9 @@ pub struct Watched {
     acknowledged: BTreeMap<usize, (u64, u64, usize)>,
     pub commits: u64,
     pub promotions: u64,
+    /// Turns are recorded and run again.
+    pub recorded: bool,
+    pub replayed: u64,
     pub lost_bytes: u64,
     /// The last planned stop of a primary after which nothing may be missing.
     clean: Option<(usize, u64, Tip)>,

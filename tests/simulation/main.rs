@@ -16,6 +16,7 @@ mod faults;
 mod invariants;
 mod postgres_port;
 mod random;
+mod replays;
 mod server;
 mod store;
 mod transcript;
@@ -34,6 +35,8 @@ struct Run {
     faults: BTreeMap<&'static str, u64>,
     commits: u64,
     promotions: u64,
+    /// Turns that were recorded and run again.
+    replayed: u64,
     /// Ended with nobody allowed to lead; with two timelines that cannot be told apart.
     nobody_eligible: bool,
     twins: bool,
@@ -58,6 +61,7 @@ fn run(world: world::Shared) -> Run {
         faults: std::mem::take(&mut world.faults),
         commits: world.watched.commits,
         promotions: world.watched.promotions,
+        replayed: world.watched.replayed,
         nobody_eligible: world.watched.nobody_eligible,
         twins: world.watched.twins,
     }
@@ -69,6 +73,7 @@ struct Total {
     faults: BTreeMap<&'static str, u64>,
     commits: u64,
     promotions: u64,
+    replayed: u64,
     nobody_eligible: Vec<u64>,
     twins: Vec<u64>,
 }
@@ -117,6 +122,7 @@ fn seeds() {
                     }
                     total.commits += run.commits;
                     total.promotions += run.promotions;
+                    total.replayed += run.replayed;
                     total.nobody_eligible.extend(run.nobody_eligible.then_some(seed));
                     total.twins.extend(run.twins.then_some(seed));
                     if let Some(why) = run.failed {
@@ -127,9 +133,11 @@ fn seeds() {
         }
     });
     let seconds = began.elapsed().as_secs_f64();
-    let Total { faults, commits, promotions, nobody_eligible, twins } = total.into_inner().unwrap();
+    let Total { faults, commits, promotions, replayed, nobody_eligible, twins } =
+        total.into_inner().unwrap();
     println!("{count} seeds from {from} in {seconds:.1} s, {:.0} a second", count as f64 / seconds);
     println!("{commits} commits acknowledged, {promotions} promotions; faults injected:");
+    println!("{replayed:>8}  turns recorded and run again (not a fault)");
     for (fault, times) in faults {
         println!("{times:>8}  {fault}");
     }
@@ -146,6 +154,20 @@ fn seeds() {
     if let Some(seed) = failed.keys().next() {
         panic!("{} of {count} seeds fail; the first:\n{}", failed.len(), explain(*seed, 60));
     }
+}
+
+/// Proves HA-320 and INV-32: every turn of a run, whatever goes wrong in it, replays from its
+/// recording to the identical line, reasons, task, effects and memory.
+#[test]
+fn every_turn_replays() {
+    let mut replayed = 0;
+    for seed in (1..=8).map(|seed| seed * 60) {
+        let run = run_seed(seed, false);
+        assert_eq!(run.failed, None, "seed {seed}");
+        replayed += run.replayed;
+    }
+    println!("{replayed} turns replayed");
+    assert!(replayed > 2_000, "{replayed} turns were recorded");
 }
 
 /// Proves INV-32: the same seed gives the same run, to the last event.

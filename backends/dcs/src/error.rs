@@ -1,10 +1,11 @@
 //! What a store can answer instead of success, sorted by what the caller does about it.
 
 use crate::MemberName;
+use serde::{Deserialize, Serialize};
 
 /// `Unreachable` and "not the owner" stay apart end to end: only the second is a statement about
 /// the lock. (HA-150, INV-31, section 2 of docs/spec/dcs.md)
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum DcsError {
     /// The store answered: the leader key belongs to somebody else. Stop being leader.
     #[error("the leader key is held by {}", holder.as_ref().map_or("nobody we know", MemberName::as_str))]

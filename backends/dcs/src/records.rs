@@ -2,11 +2,12 @@
 //!
 //! Reading never fails: a store holds what others put there, and garbage in one key must not cost
 //! the cluster its view (DCS-051 … DCS-058). Writing gives Patroni's bytes (section 3 of
-//! docs/spec/dcs.md).
+//! docs/spec/dcs.md). What `derive(Deserialize)` reads is only what `derive(Serialize)` wrote: the
+//! recordings of turns, never a store.
 
 use crate::{Lsn, MemberName, Timeline, Version, json};
 use chrono::{DateTime, FixedOffset};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -34,6 +35,16 @@ macro_rules! wire_names {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                let known = Self::ALL.iter().copied().find(|known| known.as_str() == text);
+                known.ok_or_else(|| {
+                    serde::de::Error::custom(format!("no {} {text:?}", stringify!($name)))
+                })
             }
         }
     };
@@ -104,7 +115,8 @@ pub struct PendingChange {
 }
 
 /// The value of `members/<name>`, its fields in the order in which they are written. (HA-121)
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MemberData {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conn_url: Option<String>,
@@ -249,7 +261,8 @@ fn truthy(value: &Value) -> bool {
 }
 
 /// The value of `status`: how far the leader's log is, and where the slots stand. (DCS-057, HA-066)
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Status {
     /// The leader's flushed log position.
     pub optime: Lsn,
@@ -301,7 +314,7 @@ impl Status {
 }
 
 /// The value of `sync`: who holds every acknowledged commit. (DCS-054, section 12 of ha-loop.md)
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sync {
     pub leader: Option<MemberName>,
     /// How many of the voters an election must see besides the candidate; 0 in priority mode.
@@ -359,7 +372,7 @@ impl Sync {
 
 /// The value of `failover`: what an operator asked for. `leader` set means switchover, only a
 /// candidate means manual failover, neither means nothing is asked. (DCS-055)
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failover {
     pub leader: Option<MemberName>,
     pub candidate: Option<MemberName>,
@@ -413,7 +426,7 @@ impl Failover {
 }
 
 /// One row of `history`: how a timeline ended. Old rows have only three parts. (HA-120)
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryEntry {
     pub timeline: Timeline,
     /// Where the next timeline begins.
@@ -425,7 +438,7 @@ pub struct HistoryEntry {
 }
 
 /// The value of `history`. (DCS-056)
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     pub entries: Vec<HistoryEntry>,
     /// The key held a list at all: `[]` is timeline 1, garbage is timeline 0.
@@ -485,7 +498,7 @@ impl History {
 }
 
 /// The value of `failsafe`: member name to REST address. (DCS-058)
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Failsafe(pub BTreeMap<String, String>);
 

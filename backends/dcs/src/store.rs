@@ -6,10 +6,11 @@ use crate::{
 };
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 /// How new a view must be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Freshness {
     /// As of this call, agreed by the store's majority. For every decision about leadership.
     Latest,
@@ -20,7 +21,7 @@ pub enum Freshness {
 }
 
 /// What a write demands of the key it writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Expect {
     Anything,
     /// The key does not exist.

@@ -37,7 +37,8 @@ pub fn boottime() -> Millis {
 }
 
 /// The moment after which an answer is of no use. A function that takes one returns by then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
 pub struct Deadline(pub Millis);
 
 impl Deadline {

@@ -4,24 +4,25 @@ use crate::records::{parse_config, versioned};
 use crate::{
     Failover, Failsafe, History, Lsn, MemberData, MemberName, Status, Sync, SystemId, Version,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// A record and the version to give back in a compare-and-set.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stored<T> {
     pub value: T,
     pub version: Version,
 }
 
 /// The owner of the leader key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leader {
     pub name: MemberName,
     pub version: Version,
 }
 
 /// One member key.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Member {
     pub name: MemberName,
     pub data: MemberData,
@@ -29,7 +30,7 @@ pub struct Member {
 
 /// The whole cluster as one reading of the store gave it. An absent prefix is the empty view, not
 /// an error. (DCS-001)
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClusterView {
     /// Absent; empty while somebody bootstraps; else the system identifier.
     pub initialize: Option<String>,

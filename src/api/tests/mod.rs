@@ -1,5 +1,6 @@
 //! The room as a whole: snapshots in, bytes on a socket out.
 
+mod decisions;
 mod golden;
 mod matrix;
 mod reads;

@@ -4,4 +4,5 @@
 //! cluster makes of the decisions is the simulator's question (tests/simulation).
 
 mod decisions;
+mod recordings;
 mod stage;

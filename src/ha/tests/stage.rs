@@ -3,9 +3,9 @@
 use crate::ha::lease::Lease;
 use crate::ha::memory::Memory;
 use crate::ha::ports::*;
+use crate::ha::record::{Recording, recorded_turn, replay};
 use crate::ha::settings::{Settings, Synchronous};
 use crate::ha::task::Task;
-use crate::ha::turn::turn;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
@@ -35,6 +35,8 @@ pub struct Script {
     pub local_end: Option<LocalEnd>,
     pub source: Result<SourceHistory, PgError>,
     pub broken_fence: Option<String>,
+    /// Turns are written down.
+    pub recorded: bool,
     /// What was done to the world, in order.
     pub done: Vec<String>,
 }
@@ -77,6 +79,8 @@ pub struct Scene {
     stage: Stage,
     lease: Arc<Lease>,
     pub memory: Memory,
+    /// Of the last turn.
+    pub recording: Option<Recording>,
 }
 
 pub fn member(name: &str, wire: &str) -> Member {
@@ -213,10 +217,12 @@ impl Scene {
                 ends: Vec::new(),
             }),
             broken_fence: None,
+            recorded: true,
             done: Vec::new(),
         };
         let memory = Memory { joined: true, ..Memory::default() };
-        Self { stage: Stage(Arc::new(Mutex::new(script))), lease: Arc::default(), memory }
+        let stage = Stage(Arc::new(Mutex::new(script)));
+        Self { stage, lease: Arc::default(), memory, recording: None }
     }
 
     /// The same cluster, led by a, which holds the lease.
@@ -283,10 +289,26 @@ impl Scene {
         }
     }
 
+    /// One turn, and the same one once more from its recording. (INV-32)
     pub fn turn(&mut self) -> Came {
+        let came = self.turn_unrecorded();
+        let recording = self.recording.as_ref().unwrap();
+        let replayed = replay(recording.as_bytes()).unwrap();
+        assert_eq!(replayed.recorded, replayed.replayed, "each turn of a test replays");
+        came
+    }
+
+    pub fn set_recorded(&self, recorded: bool) {
+        self.stage.with(|script| script.recorded = recorded);
+    }
+
+    /// One turn, whether or not it could be recorded.
+    pub fn turn_unrecorded(&mut self) -> Came {
         let ports = self.ports();
         self.stage.with(|script| script.done.clear());
-        let turned = futures::executor::block_on(turn(&ports, &self.lease, &mut self.memory, true));
+        let turn = recorded_turn(&ports, &self.lease, &mut self.memory, true);
+        let (turned, recording) = futures::executor::block_on(turn);
+        self.recording = recording;
         Came {
             line: turned.decided.line,
             task: turned.decided.start,
@@ -347,6 +369,10 @@ impl Configuration for Stage {
 
 impl Publish for Stage {
     fn publish(&self, _: Seen) {}
+
+    fn keeps_decisions(&self) -> bool {
+        self.with(|script| script.recorded)
+    }
 }
 
 impl Fence for Stage {
