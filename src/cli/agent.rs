@@ -19,6 +19,9 @@ pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
+    if let Some(warning) = checks::own_login(&local, &settings) {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("hathi")

@@ -19,6 +19,12 @@ pub fn before_start(local: &Local, settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
+/// Would `postgresql.pg_hba` lock the agent itself out? Certain only for a new cluster: a running
+/// server was set up by somebody.
+pub fn own_login(local: &Local, settings: &Settings) -> Option<String> {
+    crate::postgres::own_login(&crate::postgres::Settings::from_config(local, settings))
+}
+
 /// The data directory, or the nearest directory it would be made in, must be ours to write.
 pub fn data_dir(path: &Path) -> Option<String> {
     let shown = path.display();

@@ -88,6 +88,13 @@ fn loopbacks(local: &Local) -> Vec<(&'static str, Address)> {
 fn problems(local: &Local, settings: &Settings, args: &Args) -> Vec<String> {
     let mut problems = checks::binaries(local, settings);
     problems.extend(data_dir(local, settings));
+    if let Some(problem) = checks::own_login(local, settings) {
+        if local.postgresql.data_dir.join("PG_VERSION").exists() {
+            eprintln!("warning: {problem}");
+        } else {
+            problems.push(problem);
+        }
+    }
     if !args.ignore_listen_port {
         problems.extend(checks::ports(local));
     }

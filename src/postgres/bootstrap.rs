@@ -9,8 +9,9 @@ use crate::postgres::conninfo::{Address, Conninfo};
 use crate::postgres::disk::major_version;
 use crate::postgres::pgfiles::{mode_for, remove, rename_tree, replace};
 use crate::postgres::room::{LocalPostgres, on_disk};
+use crate::postgres::session::SqlError;
 use crate::postgres::settings::{CustomBootstrap, Settings};
-use hathi_dcs::{Deadline, Role, State};
+use hathi_dcs::{Deadline, Role, State, boottime};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
@@ -19,6 +20,9 @@ use std::time::Duration;
 use tokio::process::Command;
 
 const WHAT: &str = "bootstrap";
+
+/// How long a new server may refuse our own login before the bootstrap is given up.
+const LOCKED_OUT_MS: u64 = 10_000;
 
 /// Options of initdb that are ours. (PG-102)
 const NOT_FOR_INITDB: [&str; 5] = ["pgdata", "nosync", "pwfile", "sync-only", "version"];
@@ -167,15 +171,26 @@ impl LocalPostgres {
 
     /// A restored backup may have long to replay; it ends with the postmaster or when cancelled.
     async fn wait_for_primary(&self) -> Result<(), PgError> {
+        let mut locked_out_since = None;
         loop {
             self.cancel.check()?;
             if self.look_for_postmaster().await.is_none() {
                 return Err(Self::failed(WHAT, "PostgreSQL ended before it became a primary"));
             }
-            if let Ok(row) = self.monitor(Deadline::in_ms(3000)).await
-                && matches!(row.server, Server::Primary { .. })
-            {
-                return Ok(());
+            match self.monitor(Deadline::in_ms(3000)).await {
+                Ok(row) if matches!(row.server, Server::Primary { .. }) => return Ok(()),
+                // Class 28: it takes connections, only not ours, and waiting mends no pg_hba.conf.
+                Err(SqlError::Server { code, message }) if code.starts_with("28") => {
+                    let since = *locked_out_since.get_or_insert_with(boottime);
+                    if boottime().since(since) > LOCKED_OUT_MS {
+                        let why = format!(
+                            "the agent cannot log in: {message}; correct postgresql.pg_hba or \
+                             postgresql.authentication.superuser"
+                        );
+                        return Err(Self::failed(WHAT, why));
+                    }
+                }
+                Ok(_) | Err(_) => locked_out_since = None,
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -19,6 +19,7 @@ pub mod control;
 mod disk;
 mod follow;
 mod from_config;
+mod hba;
 mod history;
 mod monitor;
 mod observe;
@@ -42,7 +43,7 @@ mod tls;
 mod users;
 mod waldump;
 
-pub use preflight::preflight;
+pub use preflight::{own_login, preflight};
 pub use process::ProcessId;
 pub use room::{Hooks, LocalPostgres};
 pub use settings::Settings;

@@ -3,6 +3,7 @@
 //! One clear line each: what, where, what to do. The agent ends with the first one.
 
 use crate::postgres::disk::major_version;
+use crate::postgres::hba::{self, Admits, From};
 use crate::postgres::process;
 use crate::postgres::settings::Settings;
 use rustix::fs::{Access, access};
@@ -36,7 +37,49 @@ pub fn preflight(settings: &Settings) -> Result<(), String> {
             "postgresql.pgpass: {path} exists and is not a file: name another one"
         ));
     }
+    // A server that was set up before may know better; there the caller warns.
+    if major_version(&settings.data_dir) == 0
+        && let Some(why) = own_login(settings)
+    {
+        return Err(why);
+    }
     port(settings)
+}
+
+/// Would the agent itself be locked out by `postgresql.pg_hba`? One line, if that is certain: such
+/// a cluster would be created, and never led.
+pub fn own_login(settings: &Settings) -> Option<String> {
+    if settings.pg_hba.is_empty() || settings.parameters.contains_key("hba_file") {
+        return None;
+    }
+    let host = settings.local_host(settings.use_unix_socket);
+    let any = |listen: &str| listen.split(',').any(|a| matches!(a.trim(), "*" | "::" | "::1"));
+    let doors = if host.starts_with('/') {
+        vec![From::Socket]
+    } else if host == "localhost" {
+        let v4 = From::Address(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+        let v6 = From::Address(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST));
+        if any(&settings.listen_addresses) { vec![v4, v6] } else { vec![v4] }
+    } else {
+        vec![From::Address(host.parse().ok()?)]
+    };
+    let user = settings.superuser.username.as_deref()?;
+    let database = &settings.database;
+    let locked_out =
+        doors.iter().all(|from| hba::admits(&settings.pg_hba, *from, database, user) == Admits::No);
+    let line = match doors.first()? {
+        From::Socket => format!("local {database} {user} scram-sha-256"),
+        From::Address(ip) => {
+            let bits = if ip.is_ipv4() { 32 } else { 128 };
+            format!("host {database} {user} {ip}/{bits} scram-sha-256")
+        }
+    };
+    locked_out.then(|| {
+        format!(
+            "postgresql.pg_hba: no line lets the agent itself in (user {user}, database {database}, \
+             from {host}); add: {line}"
+        )
+    })
 }
 
 fn programs(settings: &Settings) -> Result<(), String> {

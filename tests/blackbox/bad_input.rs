@@ -106,6 +106,14 @@ async fn missing_postgresql() {
     refused(&mut cluster, &["/usr/share", "bin_dir"]).await;
 }
 
+/// The new cluster's agent could never log in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pg_hba_that_locks_the_agent_out() {
+    let hba = json!(["host all all 10.0.0.0/24 scram-sha-256"]);
+    let mut cluster = node(json!({"postgresql": {"pg_hba": hba}})).await;
+    refused(&mut cluster, &["postgresql.pg_hba", "add: host postgres", "127.0.0.1/32"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rest_port_in_use() {
     let port = ports::free_port();
