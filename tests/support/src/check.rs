@@ -31,7 +31,7 @@ pub async fn verify(cluster: &Cluster, written: &Written, permitted: &[Loss]) ->
     let leader = cluster
         .wait("a leader to read from", Duration::from_secs(30), || async { cluster.leader().await })
         .await;
-    let rows = sql::query(cluster.nodes[leader].pg_port, &format!("SELECT id FROM {TABLE}")).await;
+    let rows = sql::query(cluster.nodes[leader].pg(), &format!("SELECT id FROM {TABLE}")).await;
     let rows = rows.unwrap_or_else(|e| panic!("read the rows: {e}\n{}", cluster.report()));
     let present: HashSet<u64> =
         rows.into_iter().flatten().flatten().filter_map(|v| v.parse().ok()).collect();
@@ -93,16 +93,21 @@ pub fn longest_gap(accepted: &[Accepted], from: Instant, to: Instant) -> Duratio
 
 /// Every node shows the same rows, once the replicas have caught up.
 pub async fn same_rows_everywhere(cluster: &Cluster, within: Duration) {
+    let agree = || async { rows_agree(cluster).await };
+    cluster.wait("the same rows on every node", within, agree).await;
+}
+
+/// Whether every node shows the same rows right now.
+///
+/// # Errors
+/// What each of them shows, or who does not answer.
+pub async fn rows_agree(cluster: &Cluster) -> Result<(), String> {
     let sum = format!("SELECT count(*) || ':' || coalesce(sum(id), 0) FROM {TABLE}");
-    cluster
-        .wait("the same rows on every node", within, || async {
-            let mut seen = Vec::new();
-            for node in &cluster.nodes {
-                seen.push(sql::value(node.pg_port, &sum).await?);
-            }
-            if seen.windows(2).all(|w| w[0] == w[1]) { Ok(()) } else { Err(format!("{seen:?}")) }
-        })
-        .await;
+    let mut seen = Vec::new();
+    for node in &cluster.nodes {
+        seen.push(sql::value(node.pg(), &sum).await?);
+    }
+    if seen.windows(2).all(|w| w[0] == w[1]) { Ok(()) } else { Err(format!("{seen:?}")) }
 }
 
 #[cfg(test)]

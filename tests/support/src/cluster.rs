@@ -1,13 +1,18 @@
 //! A cluster of agents on one machine: each node with a directory, ports and a file of its own.
 
+use crate::leftovers::{self, Owner};
+use crate::network::{self, Machine, Network};
+use crate::ports::Place;
 use crate::process::{Process, alive, belonging_to, signal_pid, tail};
 use crate::rest::{self, Answer};
-use crate::{Etcd, EtcdVersion, osuser, ports, sql, wait, yaml};
+use crate::{Etcd, EtcdOptions, EtcdVersion, osuser, ports, sql, wait, yaml};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Which program stands beside a PostgreSQL.
@@ -38,26 +43,43 @@ pub struct ClusterOptions {
     /// Laid over every node's file.
     pub local: Value,
     pub etcd: EtcdVersion,
+    /// Each node on a machine of its own, with its member of etcd; else all on 127.0.0.1.
+    pub network: Option<Arc<Network>>,
+    /// Wall clocks that can jump (needs `network` and libfaketime).
+    pub wall_clocks: bool,
 }
 
 impl ClusterOptions {
     pub fn new(agent: Agent, store: Store, hathi: &str) -> Self {
         let (dcs, local) = (json!({}), json!({}));
         let hathi = PathBuf::from(hathi);
-        Self { nodes: 3, agent, store, hathi, dcs, local, etcd: EtcdVersion::V35 }
+        let etcd = EtcdVersion::V35;
+        Self { nodes: 3, agent, store, hathi, dcs, local, etcd, network: None, wall_clocks: false }
     }
 }
 
 pub struct Node {
     pub name: String,
     pub dir: PathBuf,
+    pub host: Ipv4Addr,
     pub pg_port: u16,
     pub rest_port: u16,
     pub agent: Agent,
+    machine: Option<Arc<Machine>>,
     process: Option<Process>,
 }
 
 impl Node {
+    /// Where its PostgreSQL listens.
+    pub fn pg(&self) -> SocketAddr {
+        (self.host, self.pg_port).into()
+    }
+
+    /// Where its agent listens.
+    pub fn rest(&self) -> SocketAddr {
+        (self.host, self.rest_port).into()
+    }
+
     pub fn yaml(&self) -> PathBuf {
         self.dir.join("node.yml")
     }
@@ -88,6 +110,7 @@ pub struct Cluster {
     pub etcd: Option<Etcd>,
     options: ClusterOptions,
     dir: tempfile::TempDir,
+    _owner: Owner,
     hathi: PathBuf,
     started: Instant,
 }
@@ -97,11 +120,21 @@ impl Cluster {
     pub async fn prepare(options: ClusterOptions) -> Self {
         let etcd = match options.store {
             Store::Raft => None,
-            Store::Etcd { members } => Some(Etcd::start(options.etcd, members).await),
+            Store::Etcd { members } => {
+                let etcd_options = EtcdOptions::new(options.etcd, members);
+                Some(Etcd::start_on(etcd_options, options.network.as_deref()).await)
+            }
         };
+        leftovers::clean("hathi-cluster-");
         let dir = osuser::server_dir("hathi-cluster-");
+        let owner = Owner::of(dir.path()).expect("the lock of the run's directory");
         let hathi = executable_by_servers(&options.hathi, dir.path());
-        let raft_ports = ports::free_ports(options.nodes);
+        let raft: Vec<SocketAddr> = (0..options.nodes)
+            .map(|i| match &options.network {
+                Some(network) => (network.machine(i).address, network::RAFT_PORT).into(),
+                None => ports::free_port().at(),
+            })
+            .collect();
         let mut dcs = yaml::default_dcs();
         yaml::merge(&mut dcs, &options.dcs);
         let nodes = (0..options.nodes)
@@ -110,23 +143,36 @@ impl Cluster {
                 let at = dir.path().join(&name);
                 std::fs::create_dir(&at).expect("a node's directory");
                 osuser::give(&at);
-                let (pg_port, rest_port) = (ports::free_port(), ports::free_port());
-                let places = yaml::Places { name: &name, dir: &at, pg_port, rest_port };
+                let machine = options.network.as_ref().map(|n| n.machine(i).clone());
+                if let Some(machine) = machine.as_ref().filter(|_| options.wall_clocks) {
+                    machine.own_wall_clock(&at).unwrap_or_else(|e| panic!("{e}"));
+                }
+                let (host, clients, pg_port, rest_port) = match &machine {
+                    Some(m) => (m.address, network::SUBNET, network::PG_PORT, network::REST_PORT),
+                    None => {
+                        let (pg, rest) = (ports::free_port(), ports::free_port());
+                        (Ipv4Addr::LOCALHOST, "127.0.0.1/32", pg, rest)
+                    }
+                };
+                let places =
+                    yaml::Places { name: &name, dir: &at, host, clients, pg_port, rest_port };
                 let store = match (&options.store, &etcd) {
-                    (Store::Raft, _) | (_, None) => raft_section(&at, &raft_ports, i),
+                    (Store::Raft, _) | (_, None) => raft_section(&at, &raft, i),
                     (Store::Etcd { .. }, Some(etcd)) => json!({"etcd3": {"hosts": etcd.hosts()}}),
                 };
                 let mut whole = yaml::node(&places, &store, &dcs);
                 yaml::merge(&mut whole, &options.local);
+                let (agent, process) = (options.agent, None);
                 let node =
-                    Node { name, dir: at, pg_port, rest_port, agent: options.agent, process: None };
+                    Node { name, dir: at, host, pg_port, rest_port, agent, machine, process };
                 let text = serde_json::to_string_pretty(&whole).expect("JSON");
                 std::fs::write(node.yaml(), text).expect("a node's file");
                 osuser::give(&node.yaml());
                 node
             })
             .collect();
-        Self { nodes, etcd, options, dir, hathi, started: Instant::now() }
+        let started = Instant::now();
+        Self { nodes, etcd, options, dir, _owner: owner, hathi, started }
     }
 
     /// Starts everything and waits until one leads and all others stream from it.
@@ -178,7 +224,8 @@ impl Cluster {
     pub fn start_agent(&mut self, i: usize) {
         let command = self.agent_command(i);
         let log = self.nodes[i].log();
-        self.nodes[i].process = Some(Process::start(command, &log));
+        let machine = self.nodes[i].machine.clone();
+        self.nodes[i].process = Some(Process::start_on(machine.as_deref(), command, &log));
     }
 
     pub fn agent_running(&mut self, i: usize) -> bool {
@@ -233,7 +280,8 @@ impl Cluster {
         signal_pid(pid, Signal::KILL);
     }
 
-    /// The node dies: agent, guard, postmaster and all its children at the same moment.
+    /// The node dies: agent, guard, postmaster and all its children at the same moment, and its
+    /// member of etcd if each node has one ([`Self::restart_members`]).
     pub fn kill_node(&mut self, i: usize) {
         let all = belonging_to(&self.nodes[i].dir);
         for pid in &all {
@@ -243,6 +291,58 @@ impl Cluster {
             signal_pid(pid, Signal::KILL);
         }
         self.kill_agent(i);
+        let beside = self.nodes.len();
+        if let Some(etcd) = self.etcd.as_mut().filter(|e| e.members() == beside) {
+            etcd.kill_member(i);
+        }
+    }
+
+    /// SIGSTOP of everything a node has: agent, guard, PostgreSQL, its member of the store.
+    pub fn freeze_node(&self, i: usize) {
+        // Twice: a process that was being started while the first list was read.
+        for _ in 0..2 {
+            belonging_to(&self.nodes[i].dir).into_iter().for_each(|p| signal_pid(p, Signal::STOP));
+        }
+        self.member_of(i, Signal::STOP);
+    }
+
+    /// The end of [`Self::freeze_node`], in the order the processes were started.
+    pub fn thaw_node(&self, i: usize) {
+        self.member_of(i, Signal::CONT);
+        let mut all = belonging_to(&self.nodes[i].dir);
+        all.sort_unstable();
+        all.into_iter().for_each(|pid| signal_pid(pid, Signal::CONT));
+    }
+
+    /// The etcd member beside node `i`, if each node has one.
+    fn member_of(&self, i: usize, signal: Signal) {
+        let Some(etcd) = self.etcd.as_ref().filter(|e| e.members() == self.nodes.len()) else {
+            return;
+        };
+        match signal {
+            Signal::STOP => etcd.pause_member(i),
+            _ => etcd.resume_member(i),
+        }
+    }
+
+    /// Starts the etcd members that do not run.
+    pub fn restart_members(&mut self) {
+        if let Some(etcd) = &mut self.etcd {
+            etcd.start_all();
+        }
+    }
+
+    /// The guard of node `i`, if one runs.
+    pub fn guard_pid(&self, i: usize) -> Option<u32> {
+        belonging_to(&self.nodes[i].dir).into_iter().find(|pid| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            words.split(|b| *b == 0).nth(1) == Some(b"guard")
+        })
+    }
+
+    /// The machine of node `i` in its network.
+    pub fn machine(&self, i: usize) -> &Machine {
+        self.nodes[i].machine.as_deref().expect("a cluster in a network")
     }
 
     /// Asks the agent of node `i`.
@@ -250,7 +350,7 @@ impl Cluster {
     /// # Errors
     /// No answer.
     pub async fn get(&self, i: usize, path: &str) -> Result<Answer, String> {
-        rest::get(self.nodes[i].rest_port, path).await
+        rest::get(self.nodes[i].rest(), path).await
     }
 
     /// A request with a body to the agent of node `i`; patient, switchovers take a while.
@@ -265,7 +365,7 @@ impl Cluster {
         body: Value,
     ) -> Result<Answer, String> {
         let within = Duration::from_secs(60);
-        rest::request(method, self.nodes[i].rest_port, path, Some(&body), within).await
+        rest::request(method, self.nodes[i].rest(), path, Some(&body), within).await
     }
 
     /// Who answers 200 on /primary; exactly one does.
@@ -303,7 +403,7 @@ impl Cluster {
         if streaming != others || !leads {
             return Err(format!("/cluster shows {view}"));
         }
-        let port = self.nodes[leader].pg_port;
+        let port = self.nodes[leader].pg();
         let count = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
         let connected = sql::value(port, count).await?;
         if connected != others.to_string() {
@@ -357,8 +457,8 @@ impl Cluster {
             text += &format!(
                 "--- {} (PostgreSQL {}, REST {}; agent {agent:?}, postmaster {postmaster:?})\n{}\n",
                 node.name,
-                node.pg_port,
-                node.rest_port,
+                node.pg(),
+                node.rest(),
                 tail(&node.log(), lines_of_a_report())
             );
         }
@@ -386,24 +486,15 @@ impl Drop for Cluster {
         while postmasters.iter().any(|p| alive(*p)) && started.elapsed() < Duration::from_secs(5) {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let started = Instant::now();
-        loop {
-            let left = belonging_to(self.dir.path());
-            if left.is_empty() || started.elapsed() > Duration::from_secs(5) {
-                break;
-            }
-            left.into_iter().for_each(|pid| signal_pid(pid, Signal::KILL));
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        leftovers::end_processes(self.dir.path());
     }
 }
 
-fn raft_section(dir: &Path, ports: &[u16], me: usize) -> Value {
-    let address = |port: &u16| format!("127.0.0.1:{port}");
-    let partners: Vec<String> =
-        ports.iter().enumerate().filter(|(i, _)| *i != me).map(|(_, p)| address(p)).collect();
+fn raft_section(dir: &Path, members: &[SocketAddr], me: usize) -> Value {
+    let others = members.iter().enumerate().filter(|(i, _)| *i != me);
+    let partners: Vec<String> = others.map(|(_, address)| address.to_string()).collect();
     json!({"raft": {
-        "self_addr": address(&ports[me]), "partner_addrs": partners,
+        "self_addr": members[me].to_string(), "partner_addrs": partners,
         "data_dir": dir.join("raft"), "password": "dummy-raft"
     }})
 }

@@ -1,13 +1,17 @@
 //! Real etcd members on loopback.
 
 use crate::certs::Certs;
+use crate::leftovers::{self, Owner};
+use crate::network::{self, Machine, Network};
 use crate::ports::free_ports;
 use crate::process::{Process, tail};
 use crate::proxy::Proxy;
 use crate::{osuser, rest, wait};
 use rustix::process::Signal;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Which etcd: Debian bookworm's own, or the one scripts/setup unpacked from trixie.
@@ -55,6 +59,8 @@ impl EtcdOptions {
 struct Member {
     name: String,
     dir: PathBuf,
+    host: Ipv4Addr,
+    machine: Option<Arc<Machine>>,
     client: u16,
     peer: u16,
     /// Health and metrics, always plain http, never proxied.
@@ -63,12 +69,19 @@ struct Member {
     process: Option<Process>,
 }
 
+impl Member {
+    fn metrics(&self) -> SocketAddr {
+        (self.host, self.metrics).into()
+    }
+}
+
 /// An etcd cluster of its own, ended and removed when dropped.
 pub struct Etcd {
     options: EtcdOptions,
     members: Vec<Member>,
     pub certs: Option<Certs>,
     dir: tempfile::TempDir,
+    _owner: Owner,
 }
 
 impl Etcd {
@@ -79,19 +92,35 @@ impl Etcd {
 
     /// Starts the members and waits until they serve.
     pub async fn start_with(options: EtcdOptions) -> Self {
+        Self::start_on(options, None).await
+    }
+
+    /// The same with each member on the machine of its number.
+    pub async fn start_on(options: EtcdOptions, network: Option<&Network>) -> Self {
+        leftovers::clean("hathi-etcd-");
         let dir = osuser::server_dir("hathi-etcd-");
+        let owner = Owner::of(dir.path()).expect("the lock of the run's directory");
         let certs = options.tls.then(|| Certs::make(dir.path()));
         let members = (0..options.members)
             .map(|i| {
-                let ports = free_ports(3);
+                let machine = network.map(|n| n.machine(i).clone());
+                let host = machine.as_ref().map_or(Ipv4Addr::LOCALHOST, |m| m.address);
+                let ports = match &machine {
+                    Some(_) => vec![
+                        network::ETCD_CLIENT_PORT,
+                        network::ETCD_PEER_PORT,
+                        network::ETCD_METRICS_PORT,
+                    ],
+                    None => free_ports(3),
+                };
                 let name = format!("m{i}");
                 let proxy = options.proxied.then(|| Proxy::start(ports[0]));
                 let dir = dir.path().join(&name);
                 let (client, peer, metrics) = (ports[0], ports[1], ports[2]);
-                Member { name, dir, client, peer, metrics, proxy, process: None }
+                Member { name, dir, host, machine, client, peer, metrics, proxy, process: None }
             })
             .collect();
-        let mut etcd = Self { options, members, certs, dir };
+        let mut etcd = Self { options, members, certs, dir, _owner: owner };
         etcd.start_all();
         etcd.ready().await;
         etcd
@@ -100,21 +129,25 @@ impl Etcd {
     /// `host:port,…`, as the YAML wants it.
     pub fn hosts(&self) -> String {
         let all: Vec<String> =
-            self.members.iter().map(|m| format!("127.0.0.1:{}", m.client)).collect();
+            self.members.iter().map(|m| format!("{}:{}", m.host, m.client)).collect();
         all.join(",")
+    }
+
+    pub fn members(&self) -> usize {
+        self.members.len()
     }
 
     /// What clients connect to: the proxies if there are some.
     pub fn urls(&self) -> Vec<String> {
         self.members
             .iter()
-            .map(|m| self.url(m.proxy.as_ref().map_or(m.client, |p| p.port)))
+            .map(|m| self.url(m.host, m.proxy.as_ref().map_or(m.client, |p| p.port)))
             .collect()
     }
 
-    fn url(&self, port: u16) -> String {
+    fn url(&self, host: Ipv4Addr, port: u16) -> String {
         let scheme = if self.options.tls { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{port}")
+        format!("{scheme}://{host}:{port}")
     }
 
     pub fn client_ports(&self) -> Vec<u16> {
@@ -132,7 +165,7 @@ impl Etcd {
         let initial: Vec<String> = self
             .members
             .iter()
-            .map(|m| format!("{}=http://127.0.0.1:{}", m.name, m.peer))
+            .map(|m| format!("{}=http://{}:{}", m.name, m.host, m.peer))
             .collect();
         let initial = initial.join(",");
         for (i, advertised) in self.urls().into_iter().enumerate() {
@@ -140,9 +173,9 @@ impl Etcd {
                 continue;
             }
             let m = &self.members[i];
-            let client = self.url(m.client);
-            let peer = format!("http://127.0.0.1:{}", m.peer);
-            let metrics = format!("http://127.0.0.1:{}", m.metrics);
+            let client = self.url(m.host, m.client);
+            let peer = format!("http://{}:{}", m.host, m.peer);
+            let metrics = format!("http://{}:{}", m.host, m.metrics);
             let mut command = Command::new(&binary);
             command.env_clear().args(["--name", &m.name, "--data-dir"]).arg(&m.dir);
             command.args(["--listen-client-urls", &client, "--advertise-client-urls", &advertised]);
@@ -165,7 +198,8 @@ impl Etcd {
                 command.args(["--quota-backend-bytes", &bytes.to_string()]);
             }
             let log = self.dir.path().join(format!("{}.log", m.name));
-            self.members[i].process = Some(Process::start(command, &log));
+            let machine = self.members[i].machine.clone();
+            self.members[i].process = Some(Process::start_on(machine.as_deref(), command, &log));
         }
     }
 
@@ -174,7 +208,7 @@ impl Etcd {
         for m in self.members.iter().filter(|m| m.process.is_some()) {
             let serves = wait::until("etcd serves", Duration::from_secs(30), || async {
                 let soon = Duration::from_secs(2);
-                let got = rest::request("GET", m.metrics, "/health", None, soon).await?;
+                let got = rest::request("GET", m.metrics(), "/health", None, soon).await?;
                 if got.status == 200 { Ok(()) } else { Err(got.body) }
             });
             if let Err(e) = serves.await {
@@ -187,7 +221,7 @@ impl Etcd {
     pub async fn leader(&self) -> Option<usize> {
         for (i, m) in self.members.iter().enumerate().filter(|(_, m)| m.process.is_some()) {
             let soon = Duration::from_secs(2);
-            let said = rest::request("GET", m.metrics, "/metrics", None, soon).await;
+            let said = rest::request("GET", m.metrics(), "/metrics", None, soon).await;
             if said.is_ok_and(|s| s.body.lines().any(|l| l == "etcd_server_is_leader 1")) {
                 return Some(i);
             }
@@ -241,7 +275,7 @@ impl Etcd {
     pub async fn calls(&self) -> Result<u64, String> {
         let mut sum = 0.0;
         for m in &self.members {
-            let text = rest::get(m.metrics, "/metrics").await?.body;
+            let text = rest::get(m.metrics(), "/metrics").await?.body;
             sum += text
                 .lines()
                 .filter(|l| l.starts_with("grpc_server_started_total"))

@@ -6,9 +6,12 @@
 //! Whatever is started here is ended here, also when a test panics: by pid, never by name.
 
 pub mod certs;
+pub mod chaos;
 pub mod check;
 pub mod cluster;
 pub mod etcd;
+pub mod leftovers;
+pub mod network;
 pub mod osuser;
 pub mod ports;
 pub mod process;
@@ -21,4 +24,5 @@ pub mod yaml;
 
 pub use cluster::{Agent, Cluster, ClusterOptions, Node, Store};
 pub use etcd::{Etcd, EtcdOptions, EtcdVersion};
+pub use network::Network;
 pub use writers::Writers;

@@ -4,13 +4,30 @@
 
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Mutex;
 
 static HELD: Mutex<Vec<(u16, File)>> = Mutex::new(Vec::new());
 
 const FIRST: u16 = 11000;
 const LAST: u16 = 31999;
+
+/// Where a server listens: a bare port is one of 127.0.0.1.
+pub trait Place: Copy + Send {
+    fn at(self) -> SocketAddr;
+}
+
+impl Place for u16 {
+    fn at(self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self).into()
+    }
+}
+
+impl Place for SocketAddr {
+    fn at(self) -> SocketAddr {
+        self
+    }
+}
 
 /// One port of 127.0.0.1 that nobody listens on and no other test process will choose.
 pub fn free_port() -> u16 {

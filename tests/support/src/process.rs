@@ -1,5 +1,6 @@
 //! One server process: started with its output in a file, signalled and ended by pid.
 
+use crate::network::Machine;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,11 +16,20 @@ pub struct Process {
 
 impl Process {
     /// Starts `command` as the servers' user, its output appended to `log`.
-    pub fn start(mut command: Command, log: &Path) -> Self {
+    pub fn start(command: Command, log: &Path) -> Self {
+        Self::start_on(None, command, log)
+    }
+
+    /// The same on a machine of its own.
+    pub fn start_on(machine: Option<&Machine>, mut command: Command, log: &Path) -> Self {
         let out = File::options().create(true).append(true).open(log).expect("the log file opens");
         let err = out.try_clone().expect("a file handle can be cloned");
         crate::osuser::as_server(&mut command).stdin(Stdio::null()).stdout(out).stderr(err);
-        let child = command.spawn().unwrap_or_else(|e| panic!("start {command:?}: {e}"));
+        let child = match machine {
+            Some(machine) => machine.spawn(&mut command),
+            None => command.spawn(),
+        };
+        let child = child.unwrap_or_else(|e| panic!("start {command:?}: {e}"));
         Self { child, log: log.to_owned() }
     }
 

@@ -1,5 +1,6 @@
 //! The agents' REST API as any client sees it.
 
+use crate::ports::Place;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -26,7 +27,7 @@ impl Answer {
 /// No complete answer in time, as text.
 pub async fn request(
     method: &str,
-    port: u16,
+    place: impl Place,
     path: &str,
     body: Option<&Value>,
     within: Duration,
@@ -35,7 +36,7 @@ pub async fn request(
     let text = body.map(|b| b.to_string()).unwrap_or_default();
     let request = http::Request::builder()
         .method(method)
-        .uri(format!("http://127.0.0.1:{port}{path}"))
+        .uri(format!("http://{}{path}", place.at()))
         .header("content-length", text.len())
         .header("connection", "close")
         .body(Full::new(Bytes::from(text)))
@@ -53,6 +54,6 @@ pub async fn request(
 ///
 /// # Errors
 /// As [`request`].
-pub async fn get(port: u16, path: &str) -> Result<Answer, String> {
-    request("GET", port, path, None, Duration::from_secs(3)).await
+pub async fn get(place: impl Place, path: &str) -> Result<Answer, String> {
+    request("GET", place, path, None, Duration::from_secs(3)).await
 }

@@ -1,5 +1,6 @@
 //! SQL against one node, each statement under a deadline.
 
+use crate::ports::Place;
 use std::time::Duration;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
@@ -20,23 +21,27 @@ impl Drop for Session {
     }
 }
 
-/// Connects to the PostgreSQL on `port`.
+/// Connects to the PostgreSQL at `place`.
 ///
 /// # Errors
 /// Refused, or no session within `within`.
-pub async fn connect(port: u16, within: Duration) -> Result<Session, String> {
-    connect_with(port, SUPERUSER_PASSWORD, within).await
+pub async fn connect(place: impl Place, within: Duration) -> Result<Session, String> {
+    connect_with(place, SUPERUSER_PASSWORD, within).await
 }
 
 /// Connects as the superuser of a cluster that has another password.
 ///
 /// # Errors
 /// As [`connect`].
-pub async fn connect_with(port: u16, password: &str, within: Duration) -> Result<Session, String> {
+pub async fn connect_with(
+    place: impl Place,
+    password: &str,
+    within: Duration,
+) -> Result<Session, String> {
     let mut config = tokio_postgres::Config::new();
     config
-        .host("127.0.0.1")
-        .port(port)
+        .host(place.at().ip().to_string())
+        .port(place.at().port())
         .user(SUPERUSER)
         .password(password)
         .dbname("postgres")
@@ -85,16 +90,16 @@ impl Session {
 ///
 /// # Errors
 /// As [`connect`] and [`Session::rows`].
-pub async fn query(port: u16, sql: &str) -> Result<Vec<Vec<Option<String>>>, String> {
+pub async fn query(place: impl Place, sql: &str) -> Result<Vec<Vec<Option<String>>>, String> {
     let within = Duration::from_secs(10);
-    connect(port, Duration::from_secs(3)).await?.rows(sql, within).await
+    connect(place, Duration::from_secs(3)).await?.rows(sql, within).await
 }
 
 /// One value on a fresh session.
 ///
 /// # Errors
 /// As [`query`], or no row.
-pub async fn value(port: u16, sql: &str) -> Result<String, String> {
-    let rows = query(port, sql).await?;
+pub async fn value(place: impl Place, sql: &str) -> Result<String, String> {
+    let rows = query(place, sql).await?;
     rows.into_iter().flatten().flatten().next().ok_or_else(|| format!("no value: {sql}"))
 }

@@ -3,7 +3,9 @@
 //! between which it became true.
 
 use crate::cluster::Cluster;
+use crate::ports::Place;
 use crate::sql::{self, Session};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -58,24 +60,24 @@ impl Writers {
                     "CREATE TABLE IF NOT EXISTS {TABLE} (id bigint PRIMARY KEY, node int, \
                      at timestamptz DEFAULT clock_timestamp())"
                 );
-                sql::query(cluster.nodes[leader].pg_port, &ddl).await
+                sql::query(cluster.nodes[leader].pg(), &ddl).await
             })
             .await;
-        let ports: Vec<u16> = cluster.nodes.iter().map(|n| n.pg_port).collect();
-        Self::on_ports(&ports, pause)
+        let places: Vec<SocketAddr> = cluster.nodes.iter().map(|n| n.pg()).collect();
+        Self::on_ports(&places, pause)
     }
 
     /// The writers alone; the table is there already.
-    pub fn on_ports(ports: &[u16], pause: Duration) -> Self {
+    pub fn on_ports<P: Place>(places: &[P], pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let journal = Arc::new(Mutex::new(Journal::default()));
         let next = Arc::new(AtomicU64::new(1));
-        let tasks = ports
+        let tasks = places
             .iter()
             .enumerate()
-            .map(|(node, port)| {
+            .map(|(node, place)| {
                 let (stop, journal, next) = (stop.clone(), journal.clone(), next.clone());
-                tokio::spawn(write_on(*port, node, pause, stop, journal, next))
+                tokio::spawn(write_on(place.at(), node, pause, stop, journal, next))
             })
             .collect();
         Self { stop, journal, tasks }
@@ -88,6 +90,17 @@ impl Writers {
     /// The newest acknowledged row.
     pub fn last(&self) -> Option<Accepted> {
         self.journal.lock().unwrap_or_else(|e| e.into_inner()).accepted.last().cloned()
+    }
+
+    /// The newest row that `node` acknowledged.
+    pub fn last_of(&self, node: usize) -> Option<Accepted> {
+        let journal = self.journal.lock().unwrap_or_else(|e| e.into_inner());
+        journal.accepted.iter().rev().find(|a| a.node == node).cloned()
+    }
+
+    /// Looks at the journal while it is being written; other writers wait meanwhile.
+    pub fn look<T>(&self, at: impl FnOnce(&[Accepted]) -> T) -> T {
+        at(&self.journal.lock().unwrap_or_else(|e| e.into_inner()).accepted)
     }
 
     /// Waits until a row sent after `after` is acknowledged, by whichever node.
@@ -131,7 +144,7 @@ impl Drop for Writers {
 }
 
 async fn write_on(
-    port: u16,
+    place: SocketAddr,
     node: usize,
     pause: Duration,
     stop: Arc<AtomicBool>,
@@ -142,7 +155,7 @@ async fn write_on(
     let mut session: Option<Session> = None;
     while !stop.load(Ordering::Relaxed) {
         let Some(open) = session.as_ref() else {
-            session = sql::connect(port, Duration::from_secs(1)).await.ok();
+            session = sql::connect(place, Duration::from_secs(1)).await.ok();
             if session.is_none() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }

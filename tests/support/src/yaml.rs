@@ -2,6 +2,7 @@
 
 use crate::sql::{SUPERUSER, SUPERUSER_PASSWORD};
 use serde_json::{Value, json};
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 pub const SCOPE: &str = "hathi-test";
@@ -11,6 +12,9 @@ pub const SCOPE: &str = "hathi-test";
 pub struct Places<'a> {
     pub name: &'a str,
     pub dir: &'a Path,
+    pub host: Ipv4Addr,
+    /// Who may connect, in pg_hba's words.
+    pub clients: &'a str,
     pub pg_port: u16,
     pub rest_port: u16,
 }
@@ -30,8 +34,8 @@ pub fn default_dcs() -> Value {
 
 /// A whole configuration file. JSON is YAML, and cannot be mistaken in its indentation.
 pub fn node(places: &Places<'_>, store: &Value, dcs: &Value) -> Value {
-    let address = format!("127.0.0.1:{}", places.pg_port);
-    let rest = format!("127.0.0.1:{}", places.rest_port);
+    let address = format!("{}:{}", places.host, places.pg_port);
+    let rest = format!("{}:{}", places.host, places.rest_port);
     let mut whole = json!({
         "scope": SCOPE,
         "name": places.name,
@@ -61,8 +65,8 @@ pub fn node(places: &Places<'_>, store: &Value, dcs: &Value) -> Value {
             },
             "pg_hba": [
                 "local all all trust",
-                "host replication replicator 127.0.0.1/32 scram-sha-256",
-                "host all all 127.0.0.1/32 scram-sha-256"
+                format!("host replication replicator {} scram-sha-256", places.clients),
+                format!("host all all {} scram-sha-256", places.clients)
             ]
         }
     });
