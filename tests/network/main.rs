@@ -8,6 +8,7 @@
 //! cargo's own harness: `cargo test --test network -- FILTER... [--test-threads N] [--list]`.
 
 mod clocks;
+mod control;
 mod cuts;
 mod frozen;
 mod runner;
@@ -45,5 +46,7 @@ fn main() -> ExitCode {
         frozen::guard_frozen_or_killed_is_replaced,
         frozen::agent_and_guard_killed_at_once,
         clocks::wall_clocks_jump,
+        control::without_a_guard_two_writers_are_found,
+        control::with_the_guard_the_same_run_is_clean,
     ])
 }

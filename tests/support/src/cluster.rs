@@ -207,6 +207,8 @@ impl Cluster {
         };
         command.arg(node.yaml());
         self.plain_environment(&mut command);
+        // Inherited by all it starts: that is how a node's guard is found, too.
+        command.env("HATHI_TEST_NODE", &node.dir);
         command
     }
 
