@@ -6,8 +6,9 @@ use crate::config::{self, Local, Settings, SynchronousMode};
 use crate::ha;
 use crate::ha::ports::Configuration;
 use crate::postgres::{self, LocalPostgres};
+use crate::watchdog::{self, Watchdog};
 use async_trait::async_trait;
-use hathi_dcs::Dcs;
+use hathi_dcs::{Dcs, Timing};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,7 @@ pub struct InUse {
     dcs: Arc<dyn Dcs>,
     postgres: LocalPostgres,
     api: api::Handle,
+    watchdog: Arc<Watchdog>,
     /// Called after each change that is in force.
     changed: Changed,
 }
@@ -158,6 +160,25 @@ pub fn for_core(local: &Local, now: &Settings) -> ha::settings::Settings {
     }
 }
 
+/// The watchdog's settings for this configuration. (CFG-145 … CFG-148)
+pub fn for_watchdog(local: &Local, timing: Timing) -> watchdog::Settings {
+    let section = &local.watchdog;
+    watchdog::Settings {
+        mode: match section.mode {
+            config::WatchdogMode::Off => watchdog::Mode::Off,
+            config::WatchdogMode::Automatic => watchdog::Mode::Automatic,
+            config::WatchdogMode::Required => watchdog::Mode::Required,
+        },
+        driver: match section.driver {
+            config::WatchdogDriver::Default => watchdog::DriverKind::Linux,
+            config::WatchdogDriver::Testing => watchdog::DriverKind::Testing,
+        },
+        device: section.device.clone(),
+        safety_margin: section.safety_margin,
+        timing,
+    }
+}
+
 fn synchronous(now: &Settings) -> ha::settings::Synchronous {
     use ha::settings::SynchronousMode as Mode;
     ha::settings::Synchronous {
@@ -188,7 +209,7 @@ impl InUse {
         settings: &Settings,
         source: (Option<PathBuf>, config::Environment),
         dcs: Arc<dyn Dcs>,
-        (postgres, api): (LocalPostgres, api::Handle),
+        (postgres, api, watchdog): (LocalPostgres, api::Handle, Arc<Watchdog>),
         changed: impl Fn(&ha::settings::Settings, Map<String, Value>) + Send + Sync + 'static,
     ) -> Self {
         let for_core = Arc::new(for_core(&local, settings));
@@ -201,6 +222,7 @@ impl InUse {
             dcs,
             postgres,
             api,
+            watchdog,
             changed: Box::new(changed),
         }
     }
@@ -261,6 +283,7 @@ impl InUse {
         }
         let core = Arc::new(for_core(&local, settings));
         let of_postgres = postgres::Settings::from_config(&local, settings);
+        self.watchdog.configure(for_watchdog(&local, core.timing));
         let timing_changed = {
             let mut state = self.state();
             let changed = state.settings.timing != core.timing;

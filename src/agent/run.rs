@@ -14,7 +14,8 @@ use crate::ha::lease::{self, Lease};
 use crate::ha::ports::{Fence, Ports};
 use crate::ha::run::{Event, Events, Exit};
 use crate::postgres::{self, Hooks, LocalPostgres};
-use hathi_dcs::{Deadline, Scope};
+use crate::watchdog::{LinuxDriver, Watchdog};
+use hathi_dcs::{Deadline, Scope, Timing};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -72,6 +73,7 @@ pub async fn run(
             .await?;
     let for_core = configuration::for_core(&local, &settings);
     publisher.change(|snapshot| snapshot.set_settings(&for_core, dynamic.clone()));
+    let watchdog = watchdog(&local, settings.timing);
     let in_use = {
         let publisher = publisher.clone();
         Arc::new(InUse::new(
@@ -80,7 +82,7 @@ pub async fn run(
             &settings,
             source,
             dcs.clone(),
-            (postgres.clone(), server.handle()),
+            (postgres.clone(), server.handle(), watchdog.clone()),
             move |settings, dynamic| {
                 publisher.change(|snapshot| snapshot.set_settings(settings, dynamic));
             },
@@ -92,6 +94,7 @@ pub async fn run(
         postgres: Arc::new(postgres.clone()),
         peers: Arc::new(HttpPeers::new(client.clone())),
         fence,
+        watchdog,
         clock: Arc::new(RealClock),
         configuration: in_use.clone(),
         publish: publisher.clone(),
@@ -175,6 +178,17 @@ fn fence(local: &Local) -> Result<Guarded, AgentError> {
             Ok((guard.clone(), Some(guard)))
         }
     }
+}
+
+/// (section 17 of docs/spec/ha-loop.md)
+fn watchdog(local: &Local, timing: Timing) -> Arc<Watchdog> {
+    use crate::ha::ports::Watchdog as _;
+    let settings = configuration::for_watchdog(local, timing);
+    let watchdog = Watchdog::new(settings, Arc::new(LinuxDriver), hathi_dcs::boottime);
+    if let Some(why) = watchdog.unhealthy() {
+        tracing::error!("the watchdog is required, and this node will not lead: {why}");
+    }
+    Arc::new(watchdog)
 }
 
 fn hooks(guard: Option<Arc<GuardClient>>, publisher: Arc<Publisher>, events: Events) -> Hooks {

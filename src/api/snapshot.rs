@@ -147,6 +147,7 @@ impl Snapshot {
         self.demoting = seen.demoting;
         self.next_turn = seen.next_turn;
         self.task = seen.task;
+        self.watchdog_failed = seen.watchdog_failed;
     }
 
     /// The view, as long as it is not older than the ttl.

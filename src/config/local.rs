@@ -226,12 +226,14 @@ pub struct Watchdog {
     pub device: PathBuf,
     /// Seconds; -1: half of ttl.
     pub safety_margin: i32,
+    pub driver: WatchdogDriver,
 }
 
 impl Default for Watchdog {
     fn default() -> Self {
         let device = PathBuf::from("/dev/watchdog");
-        Self { mode: WatchdogMode::Automatic, device, safety_margin: 5 }
+        let driver = WatchdogDriver::Default;
+        Self { mode: WatchdogMode::Automatic, device, safety_margin: 5, driver }
     }
 }
 
@@ -241,6 +243,14 @@ pub enum WatchdogMode {
     Automatic,
     /// Without a working device there is no leadership.
     Required,
+}
+
+/// (CFG-148)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WatchdogDriver {
+    #[default]
+    Default,
+    Testing,
 }
 
 /// `guard`, our own section: the process that stops PostgreSQL when the agent cannot. (design 5)

@@ -44,7 +44,7 @@ pub use load::{WitnessConfig, load, load_witness, merged};
 pub use local::{
     Authentication, BasicAuth, Bootstrap, BootstrapMethod, Credentials, Ctl, CustomBootstrap,
     Guard, GuardMode, InitdbOption, Local, Log, LogType, PostgresqlLocal, RestApi, ServerTokens,
-    Tags, VerifyClient, Watchdog, WatchdogMode,
+    Tags, VerifyClient, Watchdog, WatchdogDriver, WatchdogMode,
 };
 pub use numbers::{BaseUnit, boolean, integer, python_text};
 pub use secret::Secret;

@@ -4,7 +4,7 @@ use super::options::{INITDB_FORBIDDEN, custom_bootstrap, refuse, tool_options};
 use super::reader::Reader;
 use super::{
     Address, BaseUnit, BasicAuth, Bootstrap, BootstrapMethod, Ctl, Guard, GuardMode, Log, LogType,
-    RestApi, ServerTokens, Tags, VerifyClient, Watchdog, WatchdogMode,
+    RestApi, ServerTokens, Tags, VerifyClient, Watchdog, WatchdogDriver, WatchdogMode,
 };
 use hathi_dcs::MemberName;
 use serde_json::{Map, Value, json};
@@ -120,6 +120,7 @@ pub(super) fn watchdog(section: &Reader<'_>) -> Watchdog {
         ("required", Required),
         ("require", Required),
     ];
+    let drivers = [("default", WatchdogDriver::Default), ("testing", WatchdogDriver::Testing)];
     let mode = section.get("mode");
     let unset = if mode.is_there() { Off } else { default.mode };
     let margin = section.get("safety_margin").integer(BaseUnit::None, -1);
@@ -127,6 +128,7 @@ pub(super) fn watchdog(section: &Reader<'_>) -> Watchdog {
         mode: mode.word(&modes).unwrap_or(unset),
         device: section.get("device").file().unwrap_or(default.device),
         safety_margin: margin.map_or(5, |margin| i32::try_from(margin).unwrap_or(i32::MAX)),
+        driver: section.get("driver").word(&drivers).unwrap_or_default(),
     }
 }
 

@@ -32,6 +32,14 @@ pub enum Breakage {
     IgnoreSystemId,
     /// Reads something that no port answered. (INV-32)
     HiddenInput,
+    /// Keeps the watchdog alive although the store did not answer. (HA-172)
+    KeepAliveWithoutLock,
+    /// Disables the watchdog when a stop begins, not when nothing can be written any more. (HA-104)
+    WatchdogOffTooEarly,
+    /// Promotes without the watchdog that is required. (HA-100)
+    PromoteUnwatched,
+    /// Takes part in a race without the watchdog that is required. (HA-091)
+    UnwatchedRaces,
 }
 
 #[cfg(feature = "breakages")]

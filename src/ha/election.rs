@@ -105,6 +105,11 @@ async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
     if let Some(why) = turn.ports.fence.broken() {
         return Err(("HA-091", format!("PostgreSQL could not be fenced here: {why}")));
     }
+    if let Some(why) = turn.ports.watchdog.unhealthy()
+        && !broken(Breakage::UnwatchedRaces)
+    {
+        return Err(("HA-091", format!("the watchdog is required and does not work: {why}")));
+    }
     let cluster_timeline = turn.view.history.cluster_timeline();
     match &turn.pg.server {
         Server::Primary { timeline, .. } => {

@@ -47,6 +47,9 @@ pub async fn write_status(turn: &mut Turn<'_>) {
 
 /// HA-100.
 pub async fn enforce_primary(turn: &mut Turn<'_>) -> Decided {
+    if let Err(why) = watched(turn) {
+        return unwatched(turn, &why).await;
+    }
     let me = turn.me().clone();
     match &turn.pg.server {
         Server::Primary { timeline, .. } => {
@@ -68,6 +71,33 @@ pub async fn enforce_primary(turn: &mut Turn<'_>) -> Decided {
         }
         Server::Standby(_) => promote(turn).await,
     }
+}
+
+/// Arms the watchdog, unless it runs. (HA-100 step 1, HA-172)
+pub fn watched(turn: &Turn<'_>) -> Result<(), String> {
+    let until = match &turn.lock {
+        Lock::Mine { until } => *until,
+        Lock::Free | Lock::Other { .. } | Lock::Lost { .. } | Lock::Unseen { .. } => turn.now(),
+    };
+    if broken(Breakage::PromoteUnwatched) && !turn.pg.is_primary {
+        return Ok(());
+    }
+    turn.ports.watchdog.activate(until)
+}
+
+/// A required watchdog does not work: nobody is a primary here. (HA-100 step 1)
+async fn unwatched(turn: &mut Turn<'_>, why: &str) -> Decided {
+    turn.because("HA-100", format!("the watchdog is required and does not work: {why}"));
+    if turn.pg.is_primary {
+        turn.memory.rewind.ask();
+        let line = "Demoting self because watchdog could not be activated";
+        return Decided::task(line, Task::Demote(Demotion::Immediate));
+    }
+    let by = turn.store_deadline();
+    let _ = turn.lease.release(turn.ports, None, by).await;
+    turn.memory.released_at = Some(turn.now());
+    turn.memory.want_latest = true;
+    Decided::line("Not promoting self because watchdog could not be activated")
 }
 
 async fn promote(turn: &mut Turn<'_>) -> Decided {

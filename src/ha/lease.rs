@@ -233,6 +233,8 @@ impl Lease {
             belief.renew_at = at;
             drop(belief);
             ports.fence.protect_until(limit.minus(Reserve::of(timing).guard));
+            // Sooner than before: that much of the lease is confirmed.
+            ports.watchdog.keep_alive(limit);
             self.wake_keeper();
         }
     }
@@ -287,6 +289,7 @@ impl Lease {
                 if !settings.pause && !broken(Breakage::IgnoreLeaseDeadline) {
                     ports.fence.protect_until(until.minus(Reserve::of(timing).guard));
                 }
+                ports.watchdog.keep_alive(until); // HA-172; in pause it is not armed
                 self.wake_keeper();
             }
             Err(DcsError::NotOwner { holder }) => {
@@ -301,6 +304,9 @@ impl Lease {
             ) => {
                 if !matches!(belief.verdict, Verdict::Unreachable { .. }) {
                     belief.verdict = Verdict::Unreachable { since: sent };
+                }
+                if broken(Breakage::KeepAliveWithoutLock) {
+                    ports.watchdog.keep_alive(ports.clock.now().plus(worth_ms(timing)));
                 }
                 // Soon again, but not in a tight loop when the store refuses at once.
                 belief.renew_at = ports.clock.now().plus(1000);

@@ -9,6 +9,7 @@ use crate::ha::turn::{Decided, Lock, Turn};
 pub async fn paused(turn: &mut Turn<'_>) -> Decided {
     turn.memory.was_paused = true;
     turn.ports.fence.stand_down();
+    turn.ports.watchdog.disable(); // HA-004, HA-130
     let me = turn.me().clone();
     match turn.lock.clone() {
         Lock::Mine { .. } if turn.pg.is_primary => {

@@ -27,6 +27,7 @@ pub struct Ports {
     pub postgres: Arc<dyn Postgres>,
     pub peers: Arc<dyn Peers>,
     pub fence: Arc<dyn Fence>,
+    pub watchdog: Arc<dyn Watchdog>,
     pub clock: Arc<dyn Clock>,
     pub configuration: Arc<dyn Configuration>,
     pub publish: Arc<dyn Publish>,
@@ -99,6 +100,8 @@ pub struct Seen {
     pub checkpoint_pending: bool,
     /// The entry for the journal, if [`Publish::keeps_decisions`]. (HA-320)
     pub decision: Option<Decision>,
+    /// The watchdog is required and does not work. (REST-100)
+    pub watchdog_failed: bool,
 }
 
 /// A rule of docs/spec that fired, and why.
@@ -121,6 +124,29 @@ pub trait Fence: Send + Sync {
     /// Why it could not kill PostgreSQL in time right now, if so. A node whose fence is broken does
     /// not become leader.
     fn broken(&self) -> Option<String>;
+}
+
+/// The hardware watchdog: resets this machine when it is not kept alive. (section 17 of ha-loop.md)
+///
+/// Every moment is on the clock of [`Clock::now`] and lies within what the store confirmed of the
+/// lock: the machine is reset before that, unless it was kept alive again. All calls return at once.
+pub trait Watchdog: Send + Sync {
+    /// Arms it, if it is not armed: before this server becomes a primary, and at each turn of a
+    /// leader. (HA-100, HA-172)
+    ///
+    /// # Errors
+    /// It is required and does not work: this server must not be a primary. (HA-173)
+    fn activate(&self, until: Millis) -> Result<(), String>;
+
+    /// The lock is confirmed until then. Nothing happens while it is not armed. Never by time alone.
+    /// (HA-172)
+    fn keep_alive(&self, until: Millis);
+
+    /// Nothing can be written here any more, or the cluster is paused. (HA-174)
+    fn disable(&self);
+
+    /// It is required, and known not to work: this node takes no part in a race. (HA-091)
+    fn unhealthy(&self) -> Option<String>;
 }
 
 /// What another member's REST API says about itself. (REST-346)

@@ -20,6 +20,7 @@ pub async fn judge_start(turn: &mut Turn<'_>) -> Option<Decided> {
         return None;
     }
     turn.because("HA-054", "PostgreSQL does not run after it was started");
+    turn.ports.watchdog.disable();
     if !turn.i_own_the_lock() {
         return Some(Decided::line("failed to start postgres"));
     }
@@ -59,6 +60,7 @@ pub async fn not_running(turn: &mut Turn<'_>) -> Decided {
     {
         return decided;
     }
+    turn.ports.watchdog.disable(); // HA-044: it is not a primary any more
     if let Some(decided) = single_user(turn, control.as_ref()) {
         return decided;
     }
@@ -82,6 +84,7 @@ async fn crashed_primary(
     if settings.primary_start_timeout == 0 && leader::someone_can_take_over(turn).await {
         turn.because("HA-042", "primary_start_timeout is 0 and somebody can take over");
         // PostgreSQL is dead: nothing is written here any more. (INV-23)
+        turn.ports.watchdog.disable();
         turn.ports.postgres.set_role(Role::Demoted);
         let status = Status { optime: Lsn(0), ..Status::default() };
         let status = turn.memory.view.as_ref().map_or(status, |(view, _)| view.status.clone());
@@ -112,6 +115,10 @@ async fn crashed_primary(
         return None;
     }
     if !turn.confirm_lock().await {
+        return None;
+    }
+    if let Err(why) = leader::watched(turn) {
+        turn.because("HA-100", format!("the watchdog is required and does not work: {why}"));
         return None;
     }
     turn.because("HA-043", "a crashed primary with the lock starts in place");

@@ -145,6 +145,7 @@ pub async fn run(
         lease.turn_done(now);
         if lease.until(now).is_none() && cannot_write(&pg.server) {
             ports.fence.stand_down();
+            ports.watchdog.disable();
         }
         next = next_turn(&ports, &lease, &decided, started);
         publish(&ports, &lease, &memory, &decided, (pg, reasons, decision), next);
@@ -455,5 +456,6 @@ fn publish(
         next_turn,
         checkpoint_pending: memory.after_promotion != AfterPromotion::Nothing,
         decision,
+        watchdog_failed: ports.watchdog.unhealthy().is_some(),
     });
 }

@@ -8,7 +8,7 @@ use crate::ha::member;
 use crate::ha::memory::Memory;
 use crate::ha::ports::{Ports, Stop, StopMode, StopStep};
 use crate::ha::run::Exit;
-use crate::ha::task::{Context, Report, stop_and_release};
+use crate::ha::task::{Context, Report, stop_and_release, unwatch};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::stream::StreamExt;
@@ -38,6 +38,7 @@ pub async fn stop(
     }
     if ports.configuration.settings().pause {
         ports.fence.stand_down();
+        ports.watchdog.disable();
         lease.close();
         return Exit::Stopped;
     }
@@ -91,6 +92,7 @@ async fn stop_postgres(
         let how = Stop { mode: StopMode::Fast, checkpoint: false, immediate_at: None };
         let mut steps = ports.postgres.stop(how);
         while let Some(step) = steps.next().await {
+            unwatch(ports, &step);
             if let StopStep::Failed(why) = step {
                 return Err(why);
             }
@@ -101,6 +103,7 @@ async fn stop_postgres(
         let _ = lease.release(ports, None, by).await;
     }
     ports.fence.stand_down();
+    ports.watchdog.disable();
     let now = ports.clock.now();
     let pg = ports.postgres.observe(Deadline(now.plus(1_000))).await;
     let settings = ports.configuration.settings();

@@ -47,6 +47,7 @@ pub async fn empty_data_dir(turn: &mut Turn<'_>) -> Option<Decided> {
         DataDir::Empty => None,
         DataDir::Inaccessible(why) => Some(why.clone()),
     };
+    turn.ports.watchdog.disable(); // HA-013
     if turn.pg.role != Role::Uninitialized {
         turn.ports.postgres.set_role(Role::Uninitialized);
     }

@@ -4,7 +4,7 @@
 //! and hands a report to the next turn; only the turn writes [`crate::ha::memory::Memory`].
 
 use crate::ha::breakage::{Breakage, broken};
-use crate::ha::lease::{Lease, Reserve};
+use crate::ha::lease::{Lease, Reserve, worth_ms};
 use crate::ha::member;
 use crate::ha::ports::{
     ControlState, PgError, Ports, Postgres, Start, Started, Stop, StopMode, StopStep, Upstream,
@@ -194,6 +194,11 @@ async fn bootstrap(context: &Context) -> Outcome {
     if let Some(why) = ports.fence.broken() {
         return cancel_bootstrap(context, &format!("the guard does not work: {why}")).await;
     }
+    // The key is taken in a moment, and nobody else can before. (PG-112)
+    let until = ports.clock.now().plus(worth_ms(ports.configuration.settings().timing));
+    if let Err(why) = ports.watchdog.activate(until) {
+        return cancel_bootstrap(context, &format!("the watchdog does not work: {why}")).await;
+    }
     let seen = ports.postgres.observe(Deadline(ports.clock.now().plus(2_000))).await;
     let Some(system_id) = seen.system_id else {
         return cancel_bootstrap(context, "the new cluster has no system identifier").await;
@@ -247,6 +252,10 @@ async fn reinitialize(context: &Context, source: &Upstream, _why: &'static str) 
 }
 
 async fn start(context: &Context, how: Start, by: Deadline) -> Outcome {
+    match how {
+        Start::AsPrimary => {}
+        Start::AsStandby(_) => context.ports.watchdog.disable(), // HA-174
+    }
     match context.ports.postgres.start(how, by).await {
         Ok(Started::Ready | Started::StillStarting) => Outcome::Done,
         Err(error) => Outcome::Failed(error.to_string()),
@@ -283,10 +292,25 @@ async fn promote(context: &Context) -> Outcome {
     done(ports.postgres.promote(by).await)
 }
 
+/// The watchdog is not needed any more as soon as nothing can be written here; a stop that fails
+/// leaves it as it is. (HA-104, HA-140, HA-174)
+pub fn unwatch(ports: &Ports, step: &StopStep) {
+    match step {
+        StopStep::SafePoint | StopStep::ShutDown { .. } | StopStep::Stopped => {
+            ports.watchdog.disable();
+        }
+        StopStep::Failed(_) => {}
+    }
+}
+
 /// Stops PostgreSQL; `None` when it is gone, else why it is not.
 async fn stopped(ports: &Ports, how: Stop) -> Option<String> {
     let mut steps = ports.postgres.stop(how);
+    if broken(Breakage::WatchdogOffTooEarly) {
+        ports.watchdog.disable();
+    }
     while let Some(step) = steps.next().await {
+        unwatch(ports, &step);
         match step {
             StopStep::SafePoint | StopStep::ShutDown { .. } => {}
             StopStep::Stopped => return None,
@@ -373,7 +397,11 @@ pub async fn stop_and_release(
     let mut steps = ports.postgres.stop(how);
     let mut announced: Option<Lsn> = None;
     let mut gave_up_early = false;
+    if broken(Breakage::WatchdogOffTooEarly) {
+        ports.watchdog.disable();
+    }
     while let Some(step) = steps.next().await {
+        unwatch(ports, &step);
         match step {
             StopStep::SafePoint => {}
             StopStep::ShutDown { checkpoint, previous } => {

@@ -15,6 +15,7 @@ use hathi::ha::ports::{
 };
 use hathi::ha::run::{self, Event, Events};
 use hathi::ha::settings::{Settings, Synchronous};
+use hathi::watchdog::Watchdog;
 use hathi_dcs::{Deadline, Lsn, MemberName, Millis, Role, State, Timeline, Timing};
 use serde_json::{Map, Value};
 use std::sync::{Arc, MutexGuard};
@@ -117,12 +118,14 @@ impl World {
             .then(|| (self.store.revision, self.store.view()));
         let now = self.local(node);
         let dynamic = dynamic_of(&settings);
+        let watchdog = self.watchdog_of(node, settings.timing);
         self.nodes[node].agent = Some(Agent {
             life,
             frozen: false,
             unfrozen_at: 0,
             started_at: self.now_us,
             lease: lease.clone(),
+            watchdog: watchdog.clone(),
             events: events.clone(),
             watchers: Vec::new(),
             copy,
@@ -140,7 +143,7 @@ impl World {
             session,
         });
         self.say(node, 40, |_| "agent starts".into());
-        let ports = agency.ports();
+        let ports = agency.ports_with(watchdog);
         let keeper = lease::keep(ports.clone(), lease.clone(), events.clone());
         self.spawned.push((process, keeper.boxed()));
         let work = async move {
@@ -221,7 +224,7 @@ impl World {
             timeline: Timeline(self.wal.timeline(data.tip)),
             nofailover: machine.nofailover,
             failover_priority: machine.priority,
-            watchdog_failed: false,
+            watchdog_failed: self.watchdog_failed(node),
         })
     }
 }
@@ -231,9 +234,23 @@ impl Agency {
         self.shared.lock().unwrap()
     }
 
+    /// To be called without the world's lock.
     pub fn ports(&self) -> Ports {
+        let watchdog = {
+            let world = self.world();
+            let agent = world.agent(self.process);
+            agent.map_or_else(
+                || world.watchdog_of(self.process.node, world.base.timing),
+                |agent| agent.watchdog.clone(),
+            )
+        };
+        self.ports_with(watchdog)
+    }
+
+    fn ports_with(&self, watchdog: Arc<Watchdog>) -> Ports {
         let all = Arc::new(self.clone());
         Ports {
+            watchdog,
             dcs: all.clone(),
             postgres: all.clone(),
             peers: all.clone(),
@@ -327,8 +344,10 @@ impl Configuration for Agency {
         new.maximum_lag_on_failover =
             number("maximum_lag_on_failover", new.maximum_lag_on_failover);
         new.primary_start_timeout = seconds("primary_start_timeout", new.primary_start_timeout);
+        let (timing, watchdog) = (new.timing, agent.watchdog.clone());
         agent.settings = Arc::new(new);
         agent.dynamic = dynamic.clone();
+        watchdog.configure(world.watchdog_settings_for(timing));
         world.say(self.process.node, 48, |_| "applies a new /config".into());
         Ok(())
     }

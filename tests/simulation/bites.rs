@@ -22,6 +22,10 @@ const BROKEN: &[(Breakage, bool)] = &[
     (Breakage::NofailoverRaces, true),
     (Breakage::IgnoreSystemId, true),
     (Breakage::HiddenInput, true),
+    (Breakage::KeepAliveWithoutLock, true),
+    (Breakage::WatchdogOffTooEarly, true),
+    (Breakage::PromoteUnwatched, true),
+    (Breakage::UnwatchedRaces, true),
 ];
 
 fn seed_fails(seed: u64, guarded: bool) -> Option<(String, String)> {

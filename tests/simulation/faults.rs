@@ -94,6 +94,7 @@ pub fn random_run(seed: u64, tracing: bool, guarded: bool) -> Shared {
         let offset = random.between(1_000, 5_000_000);
         world.add_node(name, offset, drift);
     }
+    world.watchdogs.draw(seed, guarded);
     let (ttl, loop_wait, retry_timeout) =
         *random.pick(&[(30, 10, 10), (30, 10, 10), (20, 5, 5), (30, 3, 5), (60, 10, 20)]);
     world.base.timing = Timing { ttl, loop_wait, retry_timeout };

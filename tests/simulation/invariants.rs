@@ -78,7 +78,7 @@ impl World {
             .filter(|node| self.nodes[*node].server.writable())
             .map(|node| self.name(node))
             .collect();
-        if writers.len() > 1 && !self.watched.fence_broken {
+        if writers.len() > 1 && (!self.watched.fence_broken || self.watchdogs.fences()) {
             self.violation(
                 "INV-2",
                 format!("{} accept writes at the same time", writers.join(" and ")),
@@ -93,6 +93,7 @@ impl World {
             self.check_belief(node);
             self.check_licence(node);
         }
+        self.check_watchdogs();
     }
 
     fn check_belief(&mut self, node: usize) {
@@ -143,6 +144,7 @@ impl World {
 
     /// INV-3.
     pub fn check_promote(&mut self, node: usize) {
+        self.check_watched(node);
         if !self.believes(node) {
             let what = format!("{} promotes and does not hold the lock", self.name(node));
             self.violation("INV-3", what);
@@ -214,6 +216,7 @@ impl World {
 
     /// The store gives the key: was this the one to have it? (INV-8, INV-13, INV-14, INV-17)
     pub fn check_acquire(&mut self, node: usize) {
+        self.check_may_lead(node);
         let machine = &self.nodes[node];
         let (Some(tip), Some(agent)) = (self.tip(node), &machine.agent) else { return };
         let cluster = self.store.history.cluster_timeline();
@@ -250,6 +253,7 @@ impl World {
             if peer == node
                 || !member
                 || other.foreign
+                || self.watchdog_failed(peer)
                 || !self.connected(node, peer)
                 || !self.is_healthy(peer, 6 * SECOND)
                 || !self.is_healthy(node, 6 * SECOND)
@@ -479,6 +483,7 @@ impl World {
         let behind = self.store.status.optime.0.saturating_sub(tip.lsn);
         !machine.nofailover
             && !machine.foreign
+            && !self.watchdog_failed(node)
             && machine.server.ready()
             && (!old || !agent.settings.check_timeline)
             && behind <= agent.settings.maximum_lag_on_failover

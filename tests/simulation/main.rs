@@ -21,6 +21,7 @@ mod server;
 mod store;
 mod transcript;
 mod wal;
+mod watchdog;
 mod world;
 
 use std::collections::BTreeMap;

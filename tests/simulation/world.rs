@@ -74,6 +74,7 @@ pub struct Agent {
     pub unfrozen_at: u64,
     pub started_at: u64,
     pub lease: Arc<Lease>,
+    pub watchdog: Arc<hathi::watchdog::Watchdog>,
     pub events: Events,
     pub watchers: Vec<mpsc::UnboundedSender<Change>>,
     /// The copy of the store that its watch feeds, with the revision; `None` while it is broken.
@@ -136,6 +137,7 @@ pub struct World {
     pub store: Store,
     pub wal: Wal,
     pub watched: Watched,
+    pub watchdogs: crate::watchdog::Watchdogs,
     /// The options every node starts with.
     pub base: Settings,
     pub failed: Option<(String, String)>,
@@ -166,6 +168,7 @@ impl World {
                 store: Store::default(),
                 wal: Wal::default(),
                 watched: Watched::default(),
+                watchdogs: Default::default(),
                 base: crate::agent::base_settings(),
                 failed: None,
                 tracing: false,
@@ -204,6 +207,7 @@ impl World {
             last_request_at: 0,
             last_delivery_at: 0,
         });
+        self.watchdogs.devices.push(Default::default());
         let count = self.nodes.len();
         self.links = vec![vec![true; count]; count];
         count - 1

@@ -30,6 +30,7 @@ pub fn taped(tape: &Arc<Tape>, real: Option<Ports>) -> Ports {
         postgres: taped.clone(),
         peers: taped.clone(),
         fence: taped.clone(),
+        watchdog: taped.clone(),
         clock: taped.clone(),
         configuration: taped.clone(),
         publish: taped.clone(),
@@ -120,6 +121,26 @@ impl Fence for Taped {
     fn broken(&self) -> Option<String> {
         let real = self.real.as_ref().map(|real| real.fence.broken());
         self.tape.ask("fence.broken", (), real, || None)
+    }
+}
+
+impl Watchdog for Taped {
+    fn activate(&self, until: Millis) -> Result<(), String> {
+        let real = self.real.as_ref().map(|real| real.watchdog.activate(until));
+        self.tape.ask("watchdog.activate", until, real, || Ok(()))
+    }
+
+    fn keep_alive(&self, until: Millis) {
+        done!(self, "watchdog.keep_alive", until, watchdog.keep_alive(until));
+    }
+
+    fn disable(&self) {
+        done!(self, "watchdog.disable", (), watchdog.disable());
+    }
+
+    fn unhealthy(&self) -> Option<String> {
+        let real = self.real.as_ref().map(|real| real.watchdog.unhealthy());
+        self.tape.ask("watchdog.unhealthy", (), real, || None)
     }
 }
 

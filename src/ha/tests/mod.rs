@@ -6,3 +6,4 @@
 mod decisions;
 mod recordings;
 mod stage;
+mod watchdog;

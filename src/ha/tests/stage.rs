@@ -35,6 +35,8 @@ pub struct Script {
     pub local_end: Option<LocalEnd>,
     pub source: Result<SourceHistory, PgError>,
     pub broken_fence: Option<String>,
+    /// Required, and it does not work.
+    pub bad_watchdog: Option<String>,
     /// Turns are written down.
     pub recorded: bool,
     /// What was done to the world, in order.
@@ -217,6 +219,7 @@ impl Scene {
                 ends: Vec::new(),
             }),
             broken_fence: None,
+            bad_watchdog: None,
             recorded: true,
             done: Vec::new(),
         };
@@ -264,6 +267,11 @@ impl Scene {
         self
     }
 
+    /// What was done to the world since the last turn began.
+    pub fn done(&self) -> Vec<String> {
+        self.stage.with(|script| script.done.clone())
+    }
+
     pub fn hold_lease(&self) {
         let ports = self.ports();
         let by = Deadline(self.stage.with(|script| script.now.plus(1000)));
@@ -282,6 +290,7 @@ impl Scene {
             postgres: stage.clone(),
             peers: stage.clone(),
             fence: stage.clone(),
+            watchdog: stage.clone(),
             clock: stage.clone(),
             configuration: stage.clone(),
             publish: stage.clone(),
@@ -386,6 +395,25 @@ impl Fence for Stage {
 
     fn broken(&self) -> Option<String> {
         self.with(|script| script.broken_fence.clone())
+    }
+}
+
+impl Watchdog for Stage {
+    fn activate(&self, _: Millis) -> Result<(), String> {
+        self.note("watchdog on");
+        self.with(|script| script.bad_watchdog.clone()).map_or(Ok(()), Err)
+    }
+
+    fn keep_alive(&self, until: Millis) {
+        self.note(format!("watchdog alive until {}", until.0));
+    }
+
+    fn disable(&self) {
+        self.note("watchdog off");
+    }
+
+    fn unhealthy(&self) -> Option<String> {
+        self.with(|script| script.bad_watchdog.clone())
     }
 }
 
