@@ -183,3 +183,56 @@ async fn each_takes_over_from_the_others_dead_leader() {
     check::verify(&cluster, &written, &windows).await;
     check::same_rows_everywhere(&cluster, SOON).await;
 }
+
+/// The real patronictl restarts, reinitialises and schedules on our members, and takes it back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn members_are_restarted_and_reinitialised_by_the_real_patronictl() {
+    let cluster = cluster_of([Agent::Hathi, Agent::Hathi, Agent::Patroni]).await;
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), SOON).await.expect("a write");
+    switchover_by_patronictl(&cluster, &writers, 0).await;
+    let scope = hathi_test_support::yaml::SCOPE;
+    let (leader, replica) = (&cluster.nodes[0].name, &cluster.nodes[1].name);
+    let says = |args: &[&str], expected: &str| {
+        let said = patronictl(&cluster, args);
+        assert!(said.contains(expected), "{args:?}: {said}\n{}", cluster.report());
+    };
+    for member in [leader, replica] {
+        let done = format!("Success: restart on member {member}");
+        says(&["restart", scope, member, "--force"], &done);
+    }
+    says(
+        &["restart", scope, replica, "--force", "--pg-version", "9.5.2"],
+        "status code=503, (restart conditions are not satisfied)",
+    );
+
+    let later = (chrono::Utc::now() + chrono::TimeDelta::hours(1)).to_rfc3339();
+    let scheduled = format!("Success: restart scheduled on member {replica}");
+    says(&["restart", scope, replica, "--force", "--scheduled", &later], &scheduled);
+    says(&["list"], "Scheduled restart");
+    let flushed = format!("Success: flush scheduled restart for member {replica}");
+    says(&["flush", scope, replica, "restart", "--force"], &flushed);
+
+    let from_to = ["--leader", leader.as_str(), "--candidate", replica.as_str(), "--force"];
+    let switchover = |at: &str| {
+        let mut args = vec!["switchover", "--scheduled", at];
+        args.extend(from_to);
+        says(&args, "Switchover scheduled");
+    };
+    switchover(&later);
+    says(&["list"], "Switchover scheduled at");
+    says(&["flush", scope, "switchover"], "Success: scheduled switchover deleted");
+    switchover(&(chrono::Utc::now() + chrono::TimeDelta::seconds(4)).to_rfc3339());
+    assert_eq!(cluster.another_leader(0, SOON).await, 1, "{}", cluster.report());
+    assert_eq!(cluster.healthy(SETTLED).await, 1, "{}", cluster.report());
+
+    let begun = format!("Success: reinitialize for member {leader}");
+    says(&["reinit", scope, leader, "--force", "--wait"], &begun);
+    let waiting = ["reinit", scope, leader, "--force", "--wait"];
+    assert_eq!(cluster.healthy(SETTLED).await, 1, "{}", cluster.report());
+    says(&waiting, &format!("Reinitialize is completed on: {leader}"));
+    assert_eq!(cluster.healthy(SETTLED).await, 1, "{}", cluster.report());
+    let written = writers.stop().await;
+    check::verify(&cluster, &written, &[]).await;
+    check::same_rows_everywhere(&cluster, SOON).await;
+}

@@ -56,6 +56,12 @@ impl Hands {
             Order::Manual { request, reply } => {
                 let _ = reply.send(self.change_leader(&request).await);
             }
+            Order::Member { wish, reply } => {
+                // Without an answer the agent ends; the API says so when the reply is dropped.
+                if let Ok(answer) = self.events.order(wish).await {
+                    let _ = reply.send(answer);
+                }
+            }
             Order::DeleteSchedule { reply } => {
                 let _ = reply.send(self.delete_schedule().await);
             }

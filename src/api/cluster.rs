@@ -2,8 +2,8 @@
 
 use crate::api::asked::{Asked, readable_under};
 use crate::api::snapshot::{Snapshot, is_on};
-use crate::api::{Context, answer, moment};
-use hathi_dcs::{ClusterView, Lsn, Member, boottime};
+use crate::api::{Context, answer};
+use hathi_dcs::{ClusterView, Lsn, Member, boottime, moment};
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 use warp::Filter;

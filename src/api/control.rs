@@ -1,12 +1,12 @@
 //! What operators order: switchover, failover, reload. The body is checked here; everything that
 //! needs the store is the agent's. (REST-190, REST-194, REST-240)
 
-use crate::api::moment::{self, Typed};
 use crate::api::order::Order;
 use crate::api::write::{Document, Expects, order, route};
 use crate::api::{Context, answer};
 use crate::ha::manual::{Answer, Request};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, FixedOffset, Utc};
+use hathi_dcs::moment::{self, Typed};
 use hathi_dcs::{Failover, MemberName, boottime};
 use http::{Method, StatusCode};
 use serde_json::{Map, Value};
@@ -56,7 +56,7 @@ async fn change_leader(context: &Context, switchover: bool, document: &Document)
     }
 }
 
-fn from(answer: Answer) -> Response {
+pub(super) fn from(answer: Answer) -> Response {
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     answer::text(status, answer.text)
 }
@@ -90,27 +90,35 @@ pub fn parse(
         Some(_) if paused => {
             return refuse(400, "Can't schedule switchover in the paused state");
         }
-        Some(value) => match value.as_str().map_or(Typed::Unreadable, moment::read) {
-            Typed::Unreadable => {
-                return refuse(
-                    422,
-                    "Unable to parse scheduled timestamp. It should be in an unambiguous format, \
-                     e.g. ISO 8601",
-                );
-            }
-            Typed::WithoutZone => {
-                return refuse(
-                    400,
-                    "Timezone information is mandatory for the scheduled switchover",
-                );
-            }
-            Typed::At(at) if at < now => {
-                return refuse(422, "Cannot schedule switchover in the past");
-            }
-            Typed::At(at) => Some(at),
-        },
+        Some(value) => Some(schedule("switchover", value, now)?),
     };
     Ok(Request { switchover, failover: Failover { leader, candidate, scheduled_at } })
+}
+
+/// Rows 7 to 9: a moment that lies ahead, wherever on earth. (REST-190, REST-220)
+///
+/// # Errors
+/// The refusal for the client.
+pub(super) fn schedule(
+    action: &str,
+    value: &Value,
+    now: DateTime<Utc>,
+) -> Result<DateTime<FixedOffset>, Answer> {
+    match value.as_str().map_or(Typed::Unreadable, moment::read) {
+        Typed::Unreadable => Err(Answer::new(
+            422,
+            "Unable to parse scheduled timestamp. It should be in an unambiguous format, \
+             e.g. ISO 8601",
+        )),
+        Typed::WithoutZone => Err(Answer::new(
+            400,
+            format!("Timezone information is mandatory for the scheduled {action}"),
+        )),
+        Typed::At(at) if at < now => {
+            Err(Answer::new(422, format!("Cannot schedule {action} in the past")))
+        }
+        Typed::At(at) => Ok(at),
+    }
 }
 
 /// Empty values count as absent.

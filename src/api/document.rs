@@ -1,11 +1,10 @@
 //! The status document: what every health check and `/patroni` show of this node. (section 4 of
 //! docs/spec/rest-api.md)
 
-use crate::api::moment;
 use crate::api::snapshot::{Snapshot, Synchronous};
 use crate::ha::ports::{Server, ServerDetails, Standby};
 use crate::ha::settings::EMULATED_VERSION;
-use hathi_dcs::{Lsn, Millis, Role, State, Timeline};
+use hathi_dcs::{Lsn, Millis, Role, State, Timeline, moment};
 use serde_json::{Map, Value, json};
 
 /// PostgreSQL as the document tells it; the health checks judge by the same words. (REST-040)

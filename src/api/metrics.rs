@@ -4,9 +4,9 @@
 use crate::api::asked::{Asked, readable_under};
 use crate::api::document::{Positions, is_unlocked};
 use crate::api::prepared::Prepared;
-use crate::api::{Context, answer, moment};
+use crate::api::{Context, answer};
 use crate::ha::settings::EMULATED_VERSION;
-use hathi_dcs::{Millis, Role, State, boottime};
+use hathi_dcs::{Millis, Role, State, boottime, moment};
 use http::StatusCode;
 use std::fmt::{Display, Write};
 use warp::Filter;

@@ -24,11 +24,11 @@ mod history;
 pub mod listen;
 pub mod merge;
 mod metrics;
-mod moment;
 pub mod order;
 mod prepared;
 mod probes;
 mod pyjson;
+mod restart;
 mod serve;
 pub mod settings;
 mod size;
@@ -86,6 +86,8 @@ fn routes(context: &Context) -> BoxedFilter<(Response,)> {
         .or(metrics::routes(context))
         .unify()
         .or(control::routes(context))
+        .unify()
+        .or(restart::routes(context))
         .unify()
         // Whatever else: before any access check. (REST-006)
         .or(warp::method().map(|method: http::Method| answer::unsupported(&method)))

@@ -4,6 +4,7 @@
 //! away may be dropped. Nothing in `api` decides: the agent executes.
 
 use crate::ha::manual::{Answer, Request};
+use crate::ha::operator::Wish;
 use crate::ha::ports::Observation;
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
@@ -19,6 +20,9 @@ pub enum Order {
     /// `ha::manual::outcome`. The agent answers within 2 × max(10, `loop_wait`) seconds plus one
     /// `retry_timeout`; the API gives up five seconds after that.
     Manual { request: Request, reply: oneshot::Sender<Answer> },
+    /// Restart, its schedule, reinitialise: the member's own loop answers; a restart when it is
+    /// done. (REST-220, REST-245)
+    Member { wish: Wish, reply: oneshot::Sender<Answer> },
     /// DELETE /switchover. (REST-194)
     DeleteSchedule { reply: oneshot::Sender<Answer> },
     /// Look at PostgreSQL now. The look has 500 ms; when PostgreSQL does not answer in them, that is

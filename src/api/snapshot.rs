@@ -148,6 +148,7 @@ impl Snapshot {
         self.next_turn = seen.next_turn;
         self.task = seen.task;
         self.watchdog_failed = seen.watchdog_failed;
+        self.scheduled_restart = seen.scheduled_restart.clone().map(without_start_time);
     }
 
     /// The view, as long as it is not older than the ttl.
@@ -187,6 +188,14 @@ impl Snapshot {
     pub fn latest_end_lsn(&self) -> Option<Lsn> {
         self.postgres.details.as_ref().and_then(|details| details.latest_end_lsn)
     }
+}
+
+/// The status document shows the request alone. (REST-099)
+fn without_start_time(mut planned: Value) -> Value {
+    if let Value::Object(map) = &mut planned {
+        map.shift_remove("postmaster_start_time");
+    }
+    planned
 }
 
 /// A switch as people write it: a boolean, a number, or the text of one.

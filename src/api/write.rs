@@ -37,6 +37,9 @@ pub enum Expects {
     Document,
     /// As `Document`, unless this already answers.
     DocumentUnless(fn(&Snapshot) -> Option<StatusCode>),
+    /// No body is as good as an empty object; a bad one is refused all the same. (REST-020 …
+    /// REST-024, second column; REST-246, REST-458)
+    Optional,
     /// Whatever comes is read and dropped.
     Nothing,
 }
@@ -93,7 +96,11 @@ async fn enter<B: Buf>(
             drain(body).await;
             return Ok(Document::new());
         }
-        Expects::Document => None,
+        Expects::Optional if is_absent(headers) => {
+            drain(body).await;
+            return Ok(Document::new());
+        }
+        Expects::Document | Expects::Optional => None,
         Expects::DocumentUnless(answers) => answers(&snapshot),
     };
     let document = match early {
@@ -102,7 +109,12 @@ async fn enter<B: Buf>(
             Ok(length) => {
                 let read = collect(body.as_mut(), length);
                 match tokio::time::timeout(request_timeout, read).await {
-                    Ok(read) => read.and_then(|bytes| parse(&bytes)),
+                    Ok(read) => read.and_then(|bytes| match expects {
+                        Expects::Optional => parse_object(&bytes),
+                        Expects::Document | Expects::DocumentUnless(_) | Expects::Nothing => {
+                            parse(&bytes)
+                        }
+                    }),
                     Err(_) => return Err(answer::page(StatusCode::REQUEST_TIMEOUT)),
                 }
             }
@@ -152,6 +164,20 @@ async fn collect<B: Buf>(
         bytes.extend_from_slice(&part);
     }
     Ok(bytes.freeze())
+}
+
+/// No length, or nothing to come. (REST-020, REST-021)
+fn is_absent(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_LENGTH)
+        .is_none_or(|length| length.to_str().is_ok_and(|text| matches!(text.trim(), "" | "0")))
+}
+
+fn parse_object(bytes: &[u8]) -> Result<Document, StatusCode> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(document)) => Ok(document),
+        Ok(_) | Err(_) => Err(StatusCode::BAD_REQUEST),
+    }
 }
 
 /// (REST-022, REST-023)

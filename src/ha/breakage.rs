@@ -40,6 +40,16 @@ pub enum Breakage {
     PromoteUnwatched,
     /// Takes part in a race without the watchdog that is required. (HA-091)
     UnwatchedRaces,
+    /// What is scheduled is done at once. (HA-074, INV-24)
+    ScheduleIgnoresTheClock,
+    /// A scheduled restart is done although the server was restarted meanwhile. (HA-078)
+    ScheduleOutlivesItsServer,
+    /// A primary is started again although its lease ended during the restart. (INV-19)
+    RestartOutlivesTheLease,
+    /// A restart goes on although the lock is gone. (HA-163)
+    RestartIgnoresTheLoss,
+    /// The leader throws its own data away when asked to reinitialise. (HA-055, INV-20)
+    LeaderReinitializes,
 }
 
 #[cfg(feature = "breakages")]

@@ -5,6 +5,7 @@ use crate::ha::leader::enforce_primary;
 use crate::ha::manual::{self, PROBE_MS};
 use crate::ha::ports::Server;
 use crate::ha::race::{self, Demands, Myself, Unfit};
+use crate::ha::schedule::{self, Due};
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Turn};
 use futures::stream::StreamExt;
@@ -143,11 +144,12 @@ async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
 
 /// HA-075: an operator asked for a leader and there is none.
 async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why> {
-    if request
-        .scheduled_at
-        .is_some_and(|at| at.timestamp_millis() > turn.ports.clock.wall().timestamp_millis())
-    {
-        return compare(turn, None).await;
+    if let Some(at) = &request.scheduled_at {
+        match schedule::look(turn, at) {
+            Due::Now => {}
+            // Not yet, or not any more: it decides nothing. (HA-074)
+            Due::Later(_) | Due::Stale | Due::Paused => return compare(turn, None).await,
+        }
     }
     // Whoever promotes from an old timeline makes a second one of the same number. (INV-17)
     let timeline = if turn.settings.check_timeline {

@@ -8,6 +8,8 @@ use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Turn};
 use hathi_dcs::{Deadline, MemberName, Role};
 
+/// How soon a standby that still does not stream asks again whether it can.
+const ASK_AGAIN_MS: u64 = 5_000;
 /// How soon a standby that does not stream yet is looked at again.
 const NOT_STREAMING_MS: u64 = 500;
 
@@ -74,7 +76,7 @@ pub async fn follow(turn: &mut Turn<'_>, leader: &MemberName) -> Decided {
 }
 
 /// The member named by `replicatefrom` while it is there, else the leader; never myself.
-fn upstream(turn: &Turn<'_>, leader: &MemberName) -> Option<Upstream> {
+pub fn upstream(turn: &Turn<'_>, leader: &MemberName) -> Option<Upstream> {
     if turn.settings.nostream {
         return None;
     }
@@ -98,7 +100,13 @@ fn ask_for_rewind_when_the_leader_moved_on(turn: &mut Turn<'_>, leader: &MemberN
         if turn.memory.rewind == Rewind::Check {
             turn.memory.rewind = Rewind::NotNeeded;
         }
-    } else if moved_on || !turn.memory.joined {
+    } else if moved_on
+        || !turn.memory.joined
+        || turn.now().since(turn.memory.rewind_asked_at) >= ASK_AGAIN_MS
+    {
+        // Also an answer of before: until it followed this leader it may have received more from
+        // somebody else, and then streams nothing for ever.
+        turn.memory.rewind_asked_at = turn.now();
         turn.memory.rewind.ask();
     }
     if let Some(timeline) = leads_on {

@@ -91,6 +91,7 @@ impl Calls {
 
     pub fn task_ended(&mut self, report: &Report) {
         let how = match &report.outcome {
+            Outcome::StillStarting => "is still starting".to_owned(),
             Outcome::Done => "done".to_owned(),
             Outcome::Failed(why) => format!("failed: {why}"),
             Outcome::PromotionRefused(why) => format!("refused: {why}"),

@@ -5,7 +5,7 @@ use crate::ha::lease::Reserve;
 use crate::ha::manual;
 use crate::ha::memory::{AfterPromotion, Running};
 use crate::ha::ports::Server;
-use crate::ha::task::{Demotion, Kind, Task};
+use crate::ha::task::{Demotion, Kind, Task, immediate};
 use crate::ha::turn::{Decided, Lock, Turn};
 use crate::ha::{history, request, slots};
 use hathi_dcs::{Deadline, Lsn, MemberName, Role, Timeline};
@@ -191,26 +191,83 @@ pub async fn task_runs(turn: &mut Turn<'_>, task: Running, line: Decided) -> Dec
         Lock::Unseen { until } => *until,
         Lock::Free | Lock::Other { .. } | Lock::Lost { .. } => None,
     };
-    let writable_soon = match task.kind {
-        Kind::Promote | Kind::StartAsPrimary => true,
+    match loss_means(task.kind) {
+        OnLoss::GoesOn if task.kind == Kind::SingleUser => crash_recovery(turn, task, line).await,
+        OnLoss::GoesOn => line, // HA-161, HA-164
+        OnLoss::Cancel | OnLoss::CancelAndStop if turn.settings.pause => line,
+        ends @ (OnLoss::Cancel | OnLoss::CancelAndStop) => match until {
+            Some(until) if !turn.demotion_is_due(until) => {
+                line.again_at(until.minus(Reserve::of(turn.settings.timing).demote))
+            }
+            Some(_) | None => {
+                lost_during(turn, task, ends);
+                line
+            }
+        },
+    }
+}
+
+/// What the loss of the lock does to a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnLoss {
+    /// It makes no primary, or ends one.
+    GoesOn,
+    /// It has not made a primary yet.
+    Cancel,
+    /// Its server is a primary, or starts as one.
+    CancelAndStop,
+}
+
+fn loss_means(kind: Kind) -> OnLoss {
+    match kind {
+        Kind::Promote => OnLoss::Cancel,
+        Kind::StartAsPrimary | Kind::Restart { primary: true } => OnLoss::CancelAndStop,
         Kind::Bootstrap
         | Kind::Clone
         | Kind::Follow
         | Kind::Demote
         | Kind::Rewind
-        | Kind::SingleUser => false,
-    };
-    if !writable_soon || broken(Breakage::IgnoreLeaseDeadline) {
+        | Kind::SingleUser
+        | Kind::Restart { primary: false } => OnLoss::GoesOn,
+    }
+}
+
+/// Once; the end of the task wakes the loop. (HA-162, HA-163)
+fn lost_during(turn: &mut Turn<'_>, task: Running, ends: OnLoss) {
+    if turn.memory.task_cancelled || broken(Breakage::IgnoreLeaseDeadline) {
+        return;
+    }
+    let restart = matches!(task.kind, Kind::Restart { .. });
+    if restart && broken(Breakage::RestartIgnoresTheLoss) {
+        return;
+    }
+    turn.memory.task_cancelled = true;
+    turn.ports.postgres.cancel();
+    if ends == OnLoss::CancelAndStop {
+        turn.because("HA-163", format!("the lock was lost during {}; it is stopped", task.name));
+        turn.memory.rewind.ask();
+        // The signal is sent whether or not the steps are read; the task sees the server end.
+        drop(turn.ports.postgres.stop(immediate()));
+    } else {
+        turn.because("HA-162", format!("the lock was lost during {}; it is cancelled", task.name));
+    }
+}
+
+/// HA-160: a crash recovery that takes longer than a crashed primary is waited for.
+async fn crash_recovery(turn: &mut Turn<'_>, task: Running, line: Decided) -> Decided {
+    if !turn.i_own_the_lock() || turn.memory.task_cancelled {
         return line;
     }
-    match until {
-        Some(until) if !turn.demotion_is_due(until) => {
-            line.again_at(until.minus(Reserve::of(turn.settings.timing).demote))
-        }
-        Some(_) | None => {
-            turn.because("HA-162", "the lock was lost during the task; it is cancelled");
-            turn.ports.postgres.cancel();
-            line.again_at(turn.now().plus(100))
-        }
+    let limit = task.since.plus(u64::from(turn.settings.primary_start_timeout) * 1000);
+    if turn.now() < limit {
+        return line.again_at(limit);
     }
+    if !someone_can_take_over(turn).await {
+        return line;
+    }
+    turn.because("HA-160", "the crash recovery takes too long, and somebody can take over");
+    turn.memory.task_cancelled = true;
+    turn.memory.release_after_task = true;
+    turn.ports.postgres.cancel();
+    Decided::line("terminated crash recovery because of startup timeout")
 }

@@ -37,7 +37,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn new(status: u16, text: impl Into<String>) -> Self {
+    pub fn new(status: u16, text: impl Into<String>) -> Self {
         Self { status, text: text.into() }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::ha::memory::{AfterPromotion, Memory};
 use crate::ha::ports::{Observation, Ports, Server};
+use crate::ha::restart::Planned;
 use crate::ha::settings::{EMULATED_VERSION, Settings};
 use hathi_dcs::{Deadline, MemberData, Millis, Role, State};
 
@@ -11,6 +12,7 @@ pub fn record(
     pg: &Observation,
     checkpoint_pending: bool,
     with_positions: bool,
+    scheduled_restart: Option<&Planned>,
 ) -> MemberData {
     let mut data = MemberData {
         conn_url: Some(settings.conn_url.clone()),
@@ -23,6 +25,7 @@ pub fn record(
         tags: settings.tags.clone(),
         pending_restart: !pg.pending_restart.is_empty(),
         pending_restart_reason: pg.pending_restart.clone(),
+        scheduled_restart: scheduled_restart.map(Planned::to_wire),
         pause: settings.pause,
         ..MemberData::default()
     };
@@ -96,7 +99,8 @@ pub async fn publish(
 ) {
     let now = ports.clock.now();
     let pending = memory.after_promotion != AfterPromotion::Nothing && pg.role == Role::Primary;
-    let data = record(settings, pg, pending, with_positions);
+    let planned = memory.scheduled_restart.as_ref();
+    let data = record(settings, pg, pending, with_positions, planned);
     if !worth_writing(memory.published.as_ref(), &data, now, settings.timing.loop_wait_ms()) {
         return;
     }
@@ -112,7 +116,7 @@ pub async fn publish_now(ports: &Ports) {
     let settings = ports.configuration.settings();
     let now = ports.clock.now();
     let pg = ports.postgres.observe(Deadline(now.plus(1_000))).await;
-    let data = record(&settings, &pg, false, false);
+    let data = record(&settings, &pg, false, false, None);
     let by = Deadline(now.plus(settings.timing.retry_timeout_ms() / 2));
     // The next turn publishes again; here it only has to be early.
     let _ = ports.dcs.write_member(&data, by).await;

@@ -84,6 +84,8 @@ pub struct Memory {
     /// A start of dead PostgreSQL was ordered and not yet judged. (HA-054)
     pub recovering: bool,
     pub rewind: Rewind,
+    /// When a standby that does not stream asked last whether it can. (PG-143)
+    pub rewind_asked_at: Millis,
     /// Single-user recovery was tried in this outage. (HA-044)
     pub recovered_in_single_user_mode: bool,
     /// The key was given up because a promotion was refused here. (HA-083)
@@ -106,4 +108,14 @@ pub struct Memory {
     pub was_paused: bool,
     /// The key was given up by a demotion whose task runs: it is not to be asked for again.
     pub giving_up: bool,
+    /// The running task was told to stop; its end is awaited. (HA-160, HA-162, HA-163)
+    pub task_cancelled: bool,
+    /// The key is to be given up as soon as the cancelled task has ended. (HA-160)
+    pub release_after_task: bool,
+    /// Milliseconds; a restart's own limit for the start, until it has started. (HA-058)
+    pub start_timeout: Option<u64>,
+    /// What an operator asks in the turn that begins; taken by it.
+    pub wish: Option<crate::ha::operator::Wish>,
+    /// A restart that an operator asked for later. (HA-078)
+    pub scheduled_restart: Option<crate::ha::restart::Planned>,
 }

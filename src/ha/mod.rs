@@ -11,6 +11,7 @@
 //!                        ├─ silence    the store does not answer
 //!                        ├─ follower   somebody else leads
 //!                        ├─ pause      the cluster is to be left alone
+//!                        ├─ operator   what is asked of this very member: restart, schedule
 //!                        └─ member, slots, history: what is written at the end
 //!            │  ▲
 //!            ▼  │ report
@@ -29,14 +30,17 @@ pub mod lease;
 pub mod manual;
 mod member;
 mod memory;
+pub mod operator;
 mod pause;
 pub mod ports;
 mod race;
 pub mod record;
 mod recovery;
 mod request;
+pub mod restart;
 mod rewind;
 pub mod run;
+mod schedule;
 pub mod settings;
 mod shutdown;
 mod silence;

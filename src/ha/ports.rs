@@ -102,6 +102,8 @@ pub struct Seen {
     pub decision: Option<Decision>,
     /// The watchdog is required and does not work. (REST-100)
     pub watchdog_failed: bool,
+    /// As the member record shows it. (REST-099)
+    pub scheduled_restart: Option<Value>,
 }
 
 /// A rule of docs/spec that fired, and why.
@@ -378,6 +380,14 @@ pub enum StopStep {
     Failed(String),
 }
 
+/// How a data directory is copied. (PG-120, PG-121)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CopyBy {
+    ConfiguredMethods,
+    /// Whatever is configured: an operator wants the leader's own files.
+    BaseBackup,
+}
+
 /// How to start. (PG-020)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Start {
@@ -489,7 +499,7 @@ pub trait Postgres: Send + Sync {
 
     /// Makes the data directory a copy of `source`; removes what a failed attempt left. Does not
     /// start it. (PG-120 … PG-128)
-    async fn clone_from(&self, source: &Upstream) -> Result<(), PgError>;
+    async fn clone_from(&self, source: &Upstream, by: CopyBy) -> Result<(), PgError>;
 
     /// Starts it; `by` is when waiting ends, not when the server is killed. (PG-020)
     async fn start(&self, how: Start, by: Deadline) -> Result<Started, PgError>;

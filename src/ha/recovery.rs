@@ -5,9 +5,9 @@ use crate::ha::leader;
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{ControlData, ControlState, LocalEnd, SourceHistory, TimelineEnd, Upstream};
 use crate::ha::rewind::{Divergence, diverged};
-use crate::ha::task::Task;
+use crate::ha::task::{Renewal, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
-use hathi_dcs::{Deadline, Lsn, MemberName, Role, State, Status};
+use hathi_dcs::{Deadline, MemberName, Role, State};
 
 /// The first turn after a start was ordered. `None`: it runs, or nothing was to be judged. (HA-054)
 pub async fn judge_start(turn: &mut Turn<'_>) -> Option<Decided> {
@@ -21,14 +21,16 @@ pub async fn judge_start(turn: &mut Turn<'_>) -> Option<Decided> {
     }
     turn.because("HA-054", "PostgreSQL does not run after it was started");
     turn.ports.watchdog.disable();
+    let at = turn.now();
     if !turn.i_own_the_lock() {
-        return Some(Decided::line("failed to start postgres"));
+        return Some(Decided::line("failed to start postgres").again_at(at));
     }
     turn.ports.postgres.set_role(Role::Demoted);
     let by = turn.store_deadline();
     let _ = turn.lease.release(turn.ports, None, by).await;
     turn.memory.want_latest = true;
-    Some(Decided::line("removed leader key after trying and failing to start postgres"))
+    let line = "removed leader key after trying and failing to start postgres";
+    Some(Decided::line(line).again_at(at))
 }
 
 /// HA-041 … HA-049.
@@ -52,6 +54,9 @@ pub async fn not_running(turn: &mut Turn<'_>) -> Decided {
         turn.because("HA-041", "the postmaster is gone");
         turn.ports.postgres.set_state(State::Crashed);
         turn.pg.state = State::Crashed;
+    }
+    if std::mem::take(&mut turn.memory.release_after_task) && turn.i_own_the_lock() {
+        return give_up_the_key(turn, "stopped the crash recovery to fail over").await; // HA-160
     }
     let by = Deadline(turn.now().plus(2_000));
     let control = turn.ports.postgres.control(by).await;
@@ -83,19 +88,8 @@ async fn crashed_primary(
     let settings = turn.settings.clone();
     if settings.primary_start_timeout == 0 && leader::someone_can_take_over(turn).await {
         turn.because("HA-042", "primary_start_timeout is 0 and somebody can take over");
-        // PostgreSQL is dead: nothing is written here any more. (INV-23)
-        turn.ports.watchdog.disable();
-        turn.ports.postgres.set_role(Role::Demoted);
-        let status = Status { optime: Lsn(0), ..Status::default() };
-        let status = turn.memory.view.as_ref().map_or(status, |(view, _)| view.status.clone());
-        let by = turn.store_deadline();
-        let released = turn.lease.release(turn.ports, Some(&status), by).await;
-        turn.memory.want_latest = true;
-        let line = match released {
-            Ok(()) => "stopped PostgreSQL to fail over after a crash".to_owned(),
-            Err(error) => format!("the leader key could not be given up: {error}"),
-        };
-        return Some(Decided::line(line).again_at(turn.now().plus(200)));
+        let line = "stopped PostgreSQL to fail over after a crash";
+        return Some(give_up_the_key(turn, line).await);
     }
     let control = control?;
     let was_primary = matches!(turn.pg.role, Role::Primary | Role::Promoted);
@@ -125,6 +119,22 @@ async fn crashed_primary(
     turn.memory.recovering = true;
     let by = turn.now().plus(u64::from(settings.primary_start_timeout) * 1000);
     Some(Decided::task("starting primary after failure", Task::StartAsPrimary { by }))
+}
+
+/// PostgreSQL is dead: nothing is written here any more. (INV-23)
+async fn give_up_the_key(turn: &mut Turn<'_>, line: &str) -> Decided {
+    turn.ports.watchdog.disable();
+    turn.ports.postgres.set_role(Role::Demoted);
+    let status = turn.view.status.clone();
+    let by = turn.store_deadline();
+    let released = turn.lease.release(turn.ports, Some(&status), by).await;
+    turn.memory.want_latest = true;
+    // What this node does without the key is the next turn's question.
+    match released {
+        Ok(()) => Decided::line(line).again_at(turn.now()),
+        Err(error) => Decided::line(format!("the leader key could not be given up: {error}"))
+            .again_at(turn.now().plus(200)),
+    }
 }
 
 /// HA-044: a server that did not shut down cleanly, once per outage.
@@ -215,7 +225,7 @@ pub async fn rewind_if_needed(
     }
     if turn.settings.remove_data_directory_on_diverged_timelines {
         turn.because("PG-161", "diverged, and pg_rewind is not possible here");
-        let task = Task::Reinitialize { source, why: "diverged" };
+        let task = Task::Reinitialize { follow: source.clone(), source, why: Renewal::Diverged };
         return Some(Decided::task("reinitializing due to diverged timelines", task));
     }
     turn.because("PG-160", "diverged, and neither rewind nor removal is allowed");
@@ -235,7 +245,7 @@ fn another_history(turn: &mut Turn<'_>, source: Upstream) -> Decided {
             "not following: my timeline parted from the leader's; reinitialize me",
         );
     }
-    let task = Task::Reinitialize { source, why: "diverged" };
+    let task = Task::Reinitialize { follow: source.clone(), source, why: Renewal::Diverged };
     Decided::task("reinitializing due to diverged timelines", task)
 }
 
@@ -247,7 +257,7 @@ fn after_failed_rewind(turn: &mut Turn<'_>, source: Upstream) -> Option<Decided>
     }
     turn.because("PG-160", "pg_rewind failed, and the configuration says to start over");
     turn.memory.rewind = Rewind::NotAsked;
-    let task = Task::Reinitialize { source, why: "rewind failed" };
+    let task = Task::Reinitialize { follow: source.clone(), source, why: Renewal::RewindFailed };
     Some(Decided::task("reinitializing after a failed pg_rewind", task))
 }
 

@@ -2,6 +2,7 @@
 
 use crate::ha::leader::my_lsn;
 use crate::ha::manual;
+use crate::ha::schedule::{self, Due};
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Turn};
 
@@ -9,11 +10,10 @@ use crate::ha::turn::{Decided, Turn};
 pub async fn on_owner(turn: &mut Turn<'_>) -> Option<Decided> {
     let request = turn.view.pending_failover()?.value.clone();
     if let Some(at) = request.scheduled_at {
-        match due(turn, at.timestamp_millis()) {
+        match schedule::look(turn, &at) {
             Due::Now => {}
-            Due::Later(at) => {
+            Due::Later(_) | Due::Paused => {
                 turn.because("HA-074", "the scheduled switchover is not due");
-                let _ = at;
                 return None;
             }
             Due::Stale => {
@@ -41,25 +41,6 @@ pub async fn on_owner(turn: &mut Turn<'_>) -> Option<Decided> {
     }
     let why = format!("nobody can take over ({})", search.reasons());
     clean(turn, "HA-070", &why).await
-}
-
-enum Due {
-    Now,
-    Later(u64),
-    Stale,
-}
-
-/// HA-074: more than a turn ahead waits, more than one and a half turns ago is stale.
-fn due(turn: &Turn<'_>, at_ms: i64) -> Due {
-    let ahead = at_ms - turn.ports.clock.wall().timestamp_millis();
-    let loop_wait = i64::from(turn.settings.timing.loop_wait) * 1000;
-    if ahead > 0 {
-        Due::Later(ahead.unsigned_abs())
-    } else if ahead < -(loop_wait * 3 / 2) {
-        Due::Stale
-    } else {
-        Due::Now
-    }
 }
 
 /// Takes the request off the table and goes on with the turn.

@@ -3,9 +3,12 @@
 
 use crate::ha::journal::{Began, Calls, Decision, entry};
 use crate::ha::lease::{Lease, Reserve};
+use crate::ha::manual::Answer;
 use crate::ha::memory::{AfterPromotion, Memory, Rewind, Running};
+use crate::ha::operator::{Order, Said, Wish};
 use crate::ha::ports::{Observation, Ports, Reason, Seen, Server};
 use crate::ha::record::recorded_turn;
+use crate::ha::restart;
 use crate::ha::shutdown;
 use crate::ha::task::{self, Context, Demotion, Kind, Outcome, Report, Task};
 use crate::ha::turn::{Decided, Turned};
@@ -14,6 +17,7 @@ use futures::channel::{mpsc, oneshot};
 use futures::stream::{FusedStream, StreamExt};
 use hathi_dcs::{Change, Deadline, MemberName, Millis};
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,6 +41,7 @@ pub enum Event {
 #[derive(Clone, Debug)]
 pub struct Events {
     queue: Arc<Mutex<mpsc::Sender<Event>>>,
+    orders: Arc<Mutex<VecDeque<Order>>>,
     shutdown: Arc<AtomicBool>,
 }
 
@@ -44,7 +49,8 @@ impl Events {
     /// The queue and its reading end.
     pub fn new() -> (Self, mpsc::Receiver<Event>) {
         let (queue, reader) = mpsc::channel(256);
-        let events = Self { queue: Arc::new(Mutex::new(queue)), shutdown: Arc::default() };
+        let queue = Arc::new(Mutex::new(queue));
+        let events = Self { queue, orders: Arc::default(), shutdown: Arc::default() };
         (events, reader)
     }
 
@@ -54,6 +60,27 @@ impl Events {
         }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = queue.try_send(event);
+    }
+
+    /// Asks for something of this member. The answer comes when it is done or refused; a reader
+    /// that is cancelled means that the agent ends, or that too many wait already.
+    pub fn order(&self, wish: Wish) -> oneshot::Receiver<Answer> {
+        let (reply, answer) = oneshot::channel();
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        if orders.len() < MOST_ORDERS {
+            orders.push_back(Order { wish, reply });
+        }
+        drop(orders);
+        self.post(Event::Poke("an operator's order"));
+        answer
+    }
+
+    fn next_order(&self) -> Option<Order> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    fn has_orders(&self) -> bool {
+        !self.orders.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     fn is_shutdown(&self) -> bool {
@@ -86,6 +113,8 @@ enum Urgency {
 const SOON_MS: u64 = 100;
 /// Turns nobody asked for are at least this far apart.
 const BREATH_MS: u64 = 20;
+/// Orders that may wait for their turn.
+const MOST_ORDERS: usize = 16;
 
 /// The long task and the checkpoint that run beside the loop.
 #[derive(Default)]
@@ -94,6 +123,10 @@ struct Beside {
     checkpoint: Option<oneshot::Receiver<bool>>,
     /// A kind of task that failed, how often in a row, and when it may be tried again.
     failed: Option<(Kind, u32, Millis)>,
+    /// Waits for the outcome of the running task.
+    asker: Option<oneshot::Sender<Answer>>,
+    /// Comes again when the running task has ended.
+    postponed: Option<Order>,
 }
 
 /// Runs the core until it ends. `lease` is shared with [`crate::ha::lease::keep`], which the shell
@@ -127,14 +160,20 @@ pub async fn run(
         let started = ports.clock.now();
         number += 1;
         let began = Began { number, at: started, wall: ports.clock.wall() };
+        let order = beside.next_order(&sender, &memory);
+        memory.wish = order.as_ref().map(|order| order.wish.clone());
         let urgent = std::mem::replace(&mut why.urgency, Urgency::None) == Urgency::Now;
+        let urgent = urgent || order.is_some();
         let (turned, recording) = recorded_turn(&ports, &lease, &mut memory, urgent).await;
         let calls = std::mem::take(&mut why.calls);
         let decision = ports
             .publish
             .keeps_decisions()
             .then(|| entry(began, ports.clock.now(), &calls, &turned, recording));
-        let Turned { mut decided, pg, view, reasons, lock: _ } = turned;
+        let Turned { mut decided, pg, view, reasons, said, lock: _ } = turned;
+        if let (Some(order), Some(said)) = (order, said) {
+            beside.reply(order, said);
+        }
         if let Some(task) = decided.start.take() {
             start(&ports, &lease, &mut memory, &mut beside, view.clone(), task, &mut decided);
         }
@@ -148,6 +187,10 @@ pub async fn run(
             ports.watchdog.disable();
         }
         next = next_turn(&ports, &lease, &decided, started);
+        // What waits for the end of a task is woken by that.
+        if beside.postponed.is_none() && sender.has_orders() {
+            why.urgency = Urgency::Now;
+        }
         publish(&ports, &lease, &memory, &decided, (pg, reasons, decision), next);
         if let Some(exit) = decided.exit {
             return shutdown::after_fatal(&ports, &lease, &mut memory, exit).await;
@@ -266,6 +309,29 @@ async fn or_never<T>(receiver: Option<&mut oneshot::Receiver<T>>) -> Option<T> {
 }
 
 impl Beside {
+    /// One wish per turn; a postponed one goes first, and not before the task has ended.
+    fn next_order(&mut self, sender: &Events, memory: &Memory) -> Option<Order> {
+        match self.postponed.take() {
+            Some(order) if memory.task.is_some() => {
+                self.postponed = Some(order);
+                None
+            }
+            Some(order) => Some(order),
+            None => sender.next_order(),
+        }
+    }
+
+    /// An asker that went away needs no answer.
+    fn reply(&mut self, order: Order, said: Said) {
+        match said {
+            Said::Now(answer) => {
+                let _ = order.reply.send(answer);
+            }
+            Said::WhenDone => self.asker = Some(order.reply),
+            Said::Again => self.postponed = Some(order),
+        }
+    }
+
     fn poll_ended(&mut self) -> Option<Ended> {
         if let Some(Ok(Some(report))) = self.task.as_mut().map(oneshot::Receiver::try_recv) {
             self.task = None;
@@ -315,11 +381,15 @@ async fn note(
         Ended::Task(report) => report,
     };
     memory.task = None;
+    memory.task_cancelled = false;
     memory.giving_up = false;
+    if let Some(asker) = beside.asker.take() {
+        let _ = asker.send(restart::answer(&report.outcome));
+    }
     memory.want_latest = true;
     ports.postgres.clear_cancel();
     let failed = match &report.outcome {
-        Outcome::Done => false,
+        Outcome::Done | Outcome::StillStarting => false,
         Outcome::Failed(_) | Outcome::PromotionRefused(_) | Outcome::Fatal(_) => true,
     };
     beside.failed = failed.then(|| {
@@ -341,10 +411,14 @@ async fn note(
             memory.rewind = if failed { Rewind::Failed } else { Rewind::Succeeded };
         }
         Kind::Demote => memory.rewind.ask(),
-        Kind::Promote | Kind::StartAsPrimary | Kind::Follow | Kind::SingleUser => {}
+        Kind::Promote
+        | Kind::StartAsPrimary
+        | Kind::Follow
+        | Kind::SingleUser
+        | Kind::Restart { .. } => {}
     }
     match report.outcome {
-        Outcome::Done | Outcome::Failed(_) => None,
+        Outcome::Done | Outcome::StillStarting | Outcome::Failed(_) => None,
         Outcome::PromotionRefused(_) => {
             // HA-100, step 2.
             memory.released_at = Some(ports.clock.now());
@@ -372,6 +446,7 @@ fn start(
     if let Some((failed, _, until)) = beside.failed
         && failed == kind
         && kind != Kind::Demote
+        && !task.is_ordered()
         && now < until
     {
         decided.line.push_str(" (waiting after a failure)");
@@ -390,7 +465,8 @@ fn start(
         | Task::Follow { .. }
         | Task::Promote
         | Task::Rewind { .. }
-        | Task::SingleUser => false,
+        | Task::SingleUser
+        | Task::Restart { .. } => false,
     };
     let (done, report) = oneshot::channel();
     let context =
@@ -457,5 +533,6 @@ fn publish(
         checkpoint_pending: memory.after_promotion != AfterPromotion::Nothing,
         decision,
         watchdog_failed: ports.watchdog.unhealthy().is_some(),
+        scheduled_restart: memory.scheduled_restart.as_ref().map(restart::Planned::to_wire),
     });
 }

@@ -8,21 +8,31 @@ use crate::ha::turn::{Decided, Lock, Turn};
 use crate::ha::{leader, request};
 use hathi_dcs::{DcsError, Expect, Role, State};
 
+/// How soon a starting server is looked at again.
+const STARTING_MS: u64 = 500;
+
 /// The server does not accept connections yet. `None`: go on as if it ran. (section 6)
 pub async fn starting(turn: &mut Turn<'_>) -> Option<Decided> {
+    // Nothing tells when a server accepts connections: it is looked at.
+    let again = turn.now().plus(STARTING_MS);
+    turn.wake_at(again);
+    let starts_as_primary = turn.pg.is_primary;
     match turn.lock.clone() {
         Lock::Mine { .. } => {}
-        // A starting standby takes part in nothing, and follows nobody yet. (HA-060)
-        Lock::Free | Lock::Other { .. } | Lock::Unseen { .. } => {
-            return Some(Decided::line("starting as a secondary in progress"));
-        }
-        Lock::Lost { .. } => {
+        // It would be writable in a moment, and nobody licensed that.
+        Lock::Lost { .. } | Lock::Free | Lock::Other { .. } if starts_as_primary => {
             turn.because("HA-057", "the lock was lost while starting");
+            turn.memory.rewind.ask();
             let line = "demoting self because leader lock was lost while starting";
             return Some(Decided::task(line, Task::Demote(Demotion::LostLock)));
         }
+        // A starting standby takes part in nothing, and follows nobody yet. (HA-060)
+        Lock::Free | Lock::Other { .. } | Lock::Unseen { .. } | Lock::Lost { .. } => {
+            return Some(Decided::line("starting as a secondary in progress"));
+        }
     }
-    let timeout_ms = u64::from(turn.settings.primary_start_timeout) * 1000;
+    let configured = u64::from(turn.settings.primary_start_timeout) * 1000;
+    let timeout_ms = turn.memory.start_timeout.unwrap_or(configured);
     let waited = turn.now().since(turn.pg.state_since);
     if waited < timeout_ms {
         if let Some(decided) = request::on_owner(turn).await {
@@ -100,7 +110,7 @@ async fn bootstrap(turn: &mut Turn<'_>) -> Decided {
 }
 
 /// A running member that offers itself by the tag `clonefrom`, else the leader. (PG-120)
-fn clone_source(turn: &Turn<'_>) -> Option<Upstream> {
+pub fn clone_source(turn: &Turn<'_>) -> Option<Upstream> {
     let leader = turn.view.leader_name()?;
     let offered: Vec<_> = turn
         .view

@@ -5,11 +5,11 @@
 
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::lease::{Lease, Reserve, worth_ms};
-use crate::ha::member;
 use crate::ha::ports::{
-    ControlState, PgError, Ports, Postgres, Start, Started, Stop, StopMode, StopStep, Upstream,
+    ControlState, CopyBy, PgError, Ports, Postgres, Start, Started, Stop, StopMode, StopStep,
+    Upstream,
 };
-use crate::ha::record::Word;
+use crate::ha::{member, restart};
 use futures::stream::StreamExt;
 use hathi_dcs::{ClusterView, DcsError, Deadline, Expect, Lsn, Millis, Role, State, Status};
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,7 @@ pub enum Kind {
     Demote,
     Rewind,
     SingleUser,
+    Restart { primary: bool },
 }
 
 /// Why a primary is stopped, and what that allows. (section 10 of ha-loop.md)
@@ -51,11 +52,11 @@ pub enum Task {
         source: Upstream,
         follow: Upstream,
     },
-    /// Removes the data directory first. (PG-160, PG-161)
+    /// Throws the data directory away and copies it anew. (PG-160, PG-161, HA-055)
     Reinitialize {
         source: Upstream,
-        #[serde(deserialize_with = "crate::ha::record::word")]
-        why: Word,
+        follow: Upstream,
+        why: Renewal,
     },
     /// Restarts a crashed primary in place. (HA-043)
     StartAsPrimary {
@@ -76,6 +77,22 @@ pub enum Task {
     },
     /// (HA-044)
     SingleUser,
+    /// An operator's restart; the start is waited for so long. (PG-060)
+    Restart {
+        how: Start,
+        timeout_ms: u64,
+    },
+}
+
+/// Why a data directory is copied anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Renewal {
+    Diverged,
+    RewindFailed,
+    /// By an operator. `from_leader`: only from it, and by a base backup. (HA-055)
+    Asked {
+        from_leader: bool,
+    },
 }
 
 impl Task {
@@ -84,7 +101,10 @@ impl Task {
         match self {
             Self::Bootstrap => "bootstrap",
             Self::Clone { .. } => "bootstrap from leader",
-            Self::Reinitialize { .. } => "reinitializing due to diverged timelines",
+            Self::Reinitialize { why: Renewal::Asked { .. }, .. } => "reinitialize",
+            Self::Reinitialize { why: Renewal::Diverged | Renewal::RewindFailed, .. } => {
+                "reinitializing due to diverged timelines"
+            }
             Self::StartAsPrimary { .. } => "starting primary after failure",
             Self::Follow { restart: true, .. } => "changing primary_conninfo and restarting",
             Self::Follow { restart: false, .. } => "restarting after failure",
@@ -93,6 +113,23 @@ impl Task {
             Self::Demote(_) => "demote",
             Self::Rewind { .. } => "running pg_rewind",
             Self::SingleUser => "doing crash recovery in a single user mode",
+            Self::Restart { .. } => "restart",
+        }
+    }
+
+    /// An operator waits for it: an earlier failure of its kind is no reason to wait.
+    pub fn is_ordered(&self) -> bool {
+        match self {
+            Self::Restart { .. } | Self::Reinitialize { why: Renewal::Asked { .. }, .. } => true,
+            Self::Reinitialize { why: Renewal::Diverged | Renewal::RewindFailed, .. }
+            | Self::Bootstrap
+            | Self::Clone { .. }
+            | Self::StartAsPrimary { .. }
+            | Self::Follow { .. }
+            | Self::Promote
+            | Self::Demote(_)
+            | Self::Rewind { .. }
+            | Self::SingleUser => false,
         }
     }
 
@@ -106,6 +143,7 @@ impl Task {
             Self::Demote(_) => Kind::Demote,
             Self::Rewind { .. } => Kind::Rewind,
             Self::SingleUser => Kind::SingleUser,
+            Self::Restart { how, .. } => Kind::Restart { primary: *how == Start::AsPrimary },
         }
     }
 }
@@ -120,6 +158,8 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Done,
+    /// The server lives, and did not accept connections in the time it was given.
+    StillStarting,
     /// It did not work; the turn looks again and decides.
     Failed(String),
     /// The user's script forbade the promotion. (HA-100, step 2)
@@ -142,8 +182,12 @@ pub async fn run(task: Task, context: Context) -> Report {
     let kind = task.kind();
     let outcome = match task {
         Task::Bootstrap => bootstrap(&context).await,
-        Task::Clone { source, follow } => clone(&context, &source, &follow).await,
-        Task::Reinitialize { source, why } => reinitialize(&context, &source, why).await,
+        Task::Clone { source, follow } => {
+            clone(&context, &source, &follow, CopyBy::ConfiguredMethods).await
+        }
+        Task::Reinitialize { source, follow, why } => {
+            reinitialize(&context, &source, &follow, why).await
+        }
         Task::StartAsPrimary { by } => {
             let ports = &context.ports;
             // The agent may have been frozen since the turn that ordered this. (INV-19)
@@ -159,6 +203,7 @@ pub async fn run(task: Task, context: Context) -> Report {
         Task::Demote(how) => demote(&context, how).await,
         Task::Rewind { source, stop_first } => rewind(&context, &source, stop_first).await,
         Task::SingleUser => done(context.ports.postgres.recover_in_single_user_mode().await),
+        Task::Restart { how, timeout_ms } => restart::run(&context, how, timeout_ms).await,
     };
     Report { kind, outcome }
 }
@@ -228,27 +273,43 @@ async fn cancel_bootstrap(context: &Context, why: &str) -> Outcome {
     Outcome::Fatal(format!("failed to bootstrap the cluster: {why}"))
 }
 
-async fn clone(context: &Context, source: &Upstream, upstream: &Upstream) -> Outcome {
+async fn clone(context: &Context, source: &Upstream, upstream: &Upstream, by: CopyBy) -> Outcome {
     let ports = &context.ports;
     ports.postgres.set_state(State::CreatingReplica);
     ports.postgres.set_role(Role::Replica);
     member::publish_now(ports).await;
-    if let Err(error) = Postgres::clone_from(&*ports.postgres, source).await {
+    if let Err(error) = Postgres::clone_from(&*ports.postgres, source, by).await {
         ports.postgres.set_state(State::Stopped);
         return Outcome::Failed(error.to_string());
     }
     start(context, Start::AsStandby(Some(upstream.clone())), start_deadline(context)).await
 }
 
-async fn reinitialize(context: &Context, source: &Upstream, _why: &'static str) -> Outcome {
+async fn reinitialize(
+    context: &Context,
+    source: &Upstream,
+    follow: &Upstream,
+    why: Renewal,
+) -> Outcome {
     let ports = &context.ports;
     let retry = ports.configuration.settings().timing.retry_timeout_ms();
     let immediate_at = Some(ports.clock.now().plus(retry));
-    stopped(ports, Stop { mode: StopMode::Immediate, checkpoint: false, immediate_at }).await;
-    if let Err(error) = ports.postgres.remove_data_dir().await {
-        return Outcome::Failed(error.to_string());
+    let stop = Stop { mode: StopMode::Immediate, checkpoint: false, immediate_at };
+    if let Some(why) = stopped(ports, stop).await {
+        return Outcome::Failed(why);
     }
-    clone(context, source, source).await
+    let by = match why {
+        // The methods may want what is there. (PG-125)
+        Renewal::Asked { from_leader: false } => CopyBy::ConfiguredMethods,
+        Renewal::Asked { from_leader: true } => CopyBy::BaseBackup,
+        Renewal::Diverged | Renewal::RewindFailed => {
+            if let Err(error) = ports.postgres.remove_data_dir().await {
+                return Outcome::Failed(error.to_string());
+            }
+            CopyBy::ConfiguredMethods
+        }
+    };
+    clone(context, source, follow, by).await
 }
 
 async fn start(context: &Context, how: Start, by: Deadline) -> Outcome {
@@ -304,7 +365,7 @@ pub fn unwatch(ports: &Ports, step: &StopStep) {
 }
 
 /// Stops PostgreSQL; `None` when it is gone, else why it is not.
-async fn stopped(ports: &Ports, how: Stop) -> Option<String> {
+pub async fn stopped(ports: &Ports, how: Stop) -> Option<String> {
     let mut steps = ports.postgres.stop(how);
     if broken(Breakage::WatchdogOffTooEarly) {
         ports.watchdog.disable();
@@ -370,7 +431,7 @@ async fn demote(context: &Context, how: Demotion) -> Outcome {
     }
 }
 
-fn immediate() -> Stop {
+pub fn immediate() -> Stop {
     Stop { mode: StopMode::Immediate, checkpoint: false, immediate_at: None }
 }
 
@@ -441,6 +502,7 @@ async fn give_up(context: &Context, optime: Option<Lsn>) -> Result<(), String> {
     let status = optime.map(|optime| Status { optime, ..context.view.status.clone() });
     match released(context, status.as_ref()).await {
         Outcome::Done => Ok(()),
+        Outcome::StillStarting => Ok(()),
         Outcome::Failed(why) | Outcome::Fatal(why) | Outcome::PromotionRefused(why) => Err(why),
     }
 }
@@ -459,7 +521,7 @@ async fn rewind(context: &Context, source: &Upstream, stop_first: bool) -> Outco
     ports.postgres.set_role(Role::Replica);
     match start(context, Start::AsStandby(Some(source.clone())), start_deadline(context)).await {
         // The rewind itself worked; the next turn sees a server that does not run and starts it.
-        Outcome::Failed(_) | Outcome::Done => Outcome::Done,
+        Outcome::Failed(_) | Outcome::StillStarting | Outcome::Done => Outcome::Done,
         other @ (Outcome::PromotionRefused(_) | Outcome::Fatal(_)) => other,
     }
 }

@@ -7,11 +7,14 @@
 use crate::ha::breakage::{Breakage, broken, hidden};
 use crate::ha::lease::{Lease, Reserve, Verdict};
 use crate::ha::memory::{Memory, Rewind};
+use crate::ha::operator::{self, Said};
 use crate::ha::ports::{Observation, Ports, Reason, Upstream};
 use crate::ha::run::Exit;
 use crate::ha::settings::Settings;
 use crate::ha::task::Task;
-use crate::ha::{election, follower, leader, member, pause, recovery, silence, slots, start};
+use crate::ha::{
+    election, follower, leader, member, pause, recovery, restart, silence, slots, start,
+};
 use hathi_dcs::{ClusterView, DcsError, Deadline, Freshness, MemberName, Millis, State};
 use std::sync::Arc;
 
@@ -76,6 +79,8 @@ pub struct Turn<'a> {
     pub pg: Observation,
     pub lock: Lock,
     pub reasons: Vec<Reason>,
+    /// The earliest moment at which some rule has to look again, whatever this turn comes to.
+    pub wake: Option<Millis>,
 }
 
 /// What the loop publishes and acts on.
@@ -86,6 +91,8 @@ pub struct Turned {
     pub pg: Observation,
     pub view: Option<Arc<ClusterView>>,
     pub reasons: Vec<Reason>,
+    /// The answer to the wish of an operator, if there was one.
+    pub said: Option<Said>,
 }
 
 /// How long one look at PostgreSQL may take; it runs beside the reading of the store.
@@ -133,11 +140,19 @@ async fn seen(
     apply_configuration(ports, memory, &view, &mut reasons).await;
     lease.shorten(ports);
     let settings = ports.configuration.settings();
-    let mut turn = Turn { ports, lease, memory, settings, view, pg, lock: Lock::Free, reasons };
+    let lock = Lock::Free;
+    let mut turn = Turn { ports, lease, memory, settings, view, pg, lock, reasons, wake: None };
     turn.lock = turn.look_at_lock().await;
-    let decided = turn.decide().await;
+    let (decided, said) = operator::with_wish(&mut turn).await;
     let decided = turn.finish(decided).await;
-    Turned { decided, lock: turn.lock, pg: turn.pg, view: Some(turn.view), reasons: turn.reasons }
+    Turned {
+        decided,
+        lock: turn.lock,
+        pg: turn.pg,
+        view: Some(turn.view),
+        reasons: turn.reasons,
+        said,
+    }
 }
 
 /// The store does not answer. (section 13)
@@ -160,7 +175,9 @@ async fn unseen(
         pg,
         lock: Lock::Unseen { until },
         reasons: Vec::new(),
+        wake: None,
     };
+    let said = operator::without_store(&mut turn);
     turn.because("HA-001", format!("the store could not be read: {error}"));
     let decided = if turn.memory.task.is_some() {
         turn.while_task_runs().await
@@ -168,7 +185,7 @@ async fn unseen(
         silence::store_is_silent(&mut turn)
     };
     turn.memory.want_latest = true;
-    Turned { decided, lock: turn.lock, pg: turn.pg, view, reasons: turn.reasons }
+    Turned { decided, lock: turn.lock, pg: turn.pg, view, reasons: turn.reasons, said }
 }
 
 /// Notes the view for this race and the next. (HA-001, HA-318)
@@ -203,6 +220,11 @@ async fn apply_configuration(
 impl Turn<'_> {
     pub fn because(&mut self, rule: &'static str, why: impl Into<String>) {
         self.reasons.push(Reason { rule, why: why.into() });
+    }
+
+    /// Some rule has to look again at this moment.
+    pub fn wake_at(&mut self, at: Millis) {
+        self.wake = Some(self.wake.map_or(at, |other| other.min(at)));
     }
 
     pub fn me(&self) -> &MemberName {
@@ -338,7 +360,7 @@ impl Turn<'_> {
     }
 
     /// The steps of section 2, in their order.
-    async fn decide(&mut self) -> Decided {
+    pub async fn decide(&mut self) -> Decided {
         if broken(Breakage::HiddenInput) {
             self.because("INV-32", format!("turn {} of this program", hidden()));
         }
@@ -355,11 +377,12 @@ impl Turn<'_> {
             return silence::store_is_silent(self);
         }
         self.seed_the_store().await; // HA-007, HA-008
-        if self.pg.alive
-            && starting(self.pg.state)
-            && let Some(decided) = start::starting(self).await
-        {
-            return decided; // HA-010
+        if self.pg.alive && starting(self.pg.state) {
+            if let Some(decided) = start::starting(self).await {
+                return decided; // HA-010
+            }
+        } else {
+            self.memory.start_timeout = None; // HA-056
         }
         if self.memory.recovering
             && let Some(decided) = recovery::judge_start(self).await
@@ -376,10 +399,16 @@ impl Turn<'_> {
             return recovery::not_running(self).await; // HA-015
         }
         let decided = match self.lock.clone() {
-            Lock::Mine { .. } => leader::with_lock(self).await,
+            Lock::Mine { .. } => {
+                let decided = leader::with_lock(self).await;
+                restart::when_due(self, decided).await
+            }
             Lock::Free => election::without_leader(self).await,
             Lock::Lost { holder } => leader::lost(self, holder),
-            Lock::Other { holder } => follower::follow(self, &holder).await,
+            Lock::Other { holder } => {
+                let decided = follower::follow(self, &holder).await;
+                restart::when_due(self, decided).await
+            }
             Lock::Unseen { .. } => silence::store_is_silent(self),
         };
         self.memory.joined = true;
@@ -421,9 +450,17 @@ impl Turn<'_> {
     }
 
     /// Slots, then the member record. (HA-016, HA-018)
-    async fn finish(&mut self, decided: Decided) -> Decided {
+    async fn finish(&mut self, mut decided: Decided) -> Decided {
+        if let Some(at) = self.wake {
+            decided = decided.again_at(at);
+        }
         if self.memory.task.is_none() && decided.start.is_none() && self.pg.alive {
             self.keep_slots().await;
+        }
+        if decided.start.is_some() {
+            // A store that is slow to take the record must not hold up what was decided: the task
+            // begins, and the turn after it publishes. (HA-317)
+            return decided.again_at(self.now());
         }
         let with_positions =
             self.memory.task.is_none_or(|task| matches!(task.kind, crate::ha::task::Kind::Promote));

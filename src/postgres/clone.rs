@@ -1,6 +1,6 @@
 //! Making the data directory a copy of another server. (PG-120 … PG-128, PG-350)
 
-use crate::ha::ports::{PgError, Upstream};
+use crate::ha::ports::{CopyBy, PgError, Upstream};
 use crate::postgres::apply::{remove_triggers, restore_copies};
 use crate::postgres::bootstrap::option_word;
 use crate::postgres::child::{Run, command_line};
@@ -31,14 +31,14 @@ const NOT_FOR_BASEBACKUP: [&str; 11] = [
 ];
 
 impl LocalPostgres {
-    pub(super) async fn copy_from(&self, source: &Upstream) -> Result<(), PgError> {
+    pub(super) async fn copy_from(&self, source: &Upstream, by: CopyBy) -> Result<(), PgError> {
         let _busy = self.busy();
         self.cancel.check()?;
         self.refuse_while_running(WHAT).await?;
         self.enter(State::CreatingReplica);
         self.become_role(Role::Replica);
         let settings = self.settings();
-        let result = self.try_methods(&settings, source).await;
+        let result = self.try_methods(&settings, source, by).await;
         match result {
             Ok(()) => Ok(()),
             Err(why) => {
@@ -53,6 +53,7 @@ impl LocalPostgres {
         &self,
         settings: &Arc<Settings>,
         source: &Upstream,
+        by: CopyBy,
     ) -> Result<(), PgError> {
         let address = Address::from_url(&source.conn_url).ok_or_else(|| {
             Self::failed(
@@ -62,14 +63,19 @@ impl LocalPostgres {
         })?;
         self.write_passfile(&settings.pgpass, &address, &settings.replication).await?;
         let basebackup = "basebackup".to_owned();
-        let methods = match settings.create_replica_methods.as_slice() {
-            [] => std::slice::from_ref(&basebackup),
-            methods => methods,
+        let methods = match (by, settings.create_replica_methods.as_slice()) {
+            (CopyBy::BaseBackup, _) | (CopyBy::ConfiguredMethods, []) => {
+                std::slice::from_ref(&basebackup)
+            }
+            (CopyBy::ConfiguredMethods, methods) => methods,
         };
         let mut last = Self::failed(WHAT, "no method is configured");
         for method in methods {
             self.cancel.check()?;
-            let custom = settings.replica_methods.get(method);
+            let custom = match by {
+                CopyBy::ConfiguredMethods => settings.replica_methods.get(method),
+                CopyBy::BaseBackup => None,
+            };
             let (result, keep) = match custom {
                 Some(custom) => {
                     (self.run_method(settings, custom, &address).await, custom.keep_data)

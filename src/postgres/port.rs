@@ -1,8 +1,8 @@
 //! The port of the core, answered by the files beside this one.
 
 use crate::ha::ports::{
-    ControlData, FollowChange, LocalEnd, Observation, PgError, Postgres, SourceHistory, Start,
-    Started, Stop, StopStep, TimelineEnd, Upstream,
+    ControlData, CopyBy, FollowChange, LocalEnd, Observation, PgError, Postgres, SourceHistory,
+    Start, Started, Stop, StopStep, TimelineEnd, Upstream,
 };
 use crate::postgres::LocalPostgres;
 use async_trait::async_trait;
@@ -89,8 +89,8 @@ impl Postgres for LocalPostgres {
         self.rename_data_dir().await
     }
 
-    async fn clone_from(&self, source: &Upstream) -> Result<(), PgError> {
-        self.copy_from(source).await
+    async fn clone_from(&self, source: &Upstream, by: CopyBy) -> Result<(), PgError> {
+        self.copy_from(source, by).await
     }
 
     async fn start(&self, how: Start, by: Deadline) -> Result<Started, PgError> {

@@ -8,6 +8,7 @@
 mod bad_input;
 mod crashes;
 mod guard;
+mod operator;
 mod outage;
 mod planned;
 mod reload;
@@ -73,6 +74,10 @@ on_both_stores! {
     crashes::postmaster_killed_with_failover_at_once,
     crashes::node_of_the_primary_killed,
     crashes::postmaster_of_a_replica_killed,
+    operator::restarts,
+    operator::reinitialize,
+    operator::schedules,
+    operator::reactions,
     outage::store_out_of_reach,
     guard::guard_stops_postgres_when_the_agent_is_killed,
     guard::guard_stops_postgres_when_the_agent_is_frozen,

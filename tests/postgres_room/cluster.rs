@@ -1,7 +1,9 @@
 //! Clone, follow, promote, rewind, slots: two servers.
 
 use crate::node::{Node, eventually, stop, within};
-use hathi::ha::ports::{ControlState, FollowChange, Postgres, Server, Start, Started, StopMode};
+use hathi::ha::ports::{
+    ControlState, CopyBy, FollowChange, Postgres, Server, Start, Started, StopMode,
+};
 use hathi_dcs::{Role, State, Timeline};
 
 /// Proves PG-020 … PG-023, PG-126, PG-210, PG-214, PG-215: a clone streams through its slot.
@@ -10,7 +12,7 @@ async fn a_clone_follows_its_source() {
     let alpha = Node::primary("alpha").await;
     let beta = Node::new("beta");
     alpha.slot("beta").await;
-    beta.pg.clone_from(&alpha.upstream()).await.unwrap();
+    beta.pg.clone_from(&alpha.upstream(), CopyBy::ConfiguredMethods).await.unwrap();
     assert_eq!(beta.pg.observe(within(2)).await.state, State::CreatingReplica);
     let started =
         beta.pg.start(Start::AsStandby(Some(alpha.upstream())), within(20)).await.unwrap();

@@ -1,7 +1,7 @@
 //! How data directories come to be, and go.
 
 use crate::node::{Node, eventually, stop, within};
-use hathi::ha::ports::{ControlState, DataDir, PgError, Postgres, Server, Start, StopMode};
+use hathi::ha::ports::{ControlState, CopyBy, DataDir, PgError, Postgres, Server, Start, StopMode};
 use hathi_dcs::{Role, State, Timeline};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
@@ -68,7 +68,8 @@ async fn a_running_clone_can_be_cancelled() {
     // About 20 MB at 32 kB a second: it does not end by itself.
     beta.change(|settings| settings.basebackup = vec![("max-rate".into(), Some("32k".into()))]);
     let (pg, source) = (beta.pg.clone(), alpha.upstream());
-    let clone = tokio::spawn(async move { pg.clone_from(&source).await });
+    let clone =
+        tokio::spawn(async move { pg.clone_from(&source, CopyBy::ConfiguredMethods).await });
     eventually("it is copying", async || {
         let copying = "SELECT count(*) FROM pg_stat_replication WHERE state = 'backup'";
         alpha.sql(copying).await == "1" && beta.data().exists()
@@ -82,16 +83,19 @@ async fn a_running_clone_can_be_cancelled() {
     })
     .await;
     assert_eq!(beta.look().await.data_dir, DataDir::Empty);
-    let refused = beta.pg.clone_from(&alpha.upstream()).await;
+    let refused = beta.pg.clone_from(&alpha.upstream(), CopyBy::ConfiguredMethods).await;
     assert_eq!(refused, Err(PgError::Cancelled), "until the flag is cleared");
     beta.pg.clear_cancel();
     beta.change(|settings| settings.basebackup = Vec::new());
-    beta.pg.clone_from(&alpha.upstream()).await.unwrap();
+    beta.pg.clone_from(&alpha.upstream(), CopyBy::ConfiguredMethods).await.unwrap();
     // Dropping the future is cancelling, too.
     beta.change(|settings| settings.basebackup = vec![("max-rate".into(), Some("32k".into()))]);
     let source = alpha.upstream();
-    let dropped =
-        tokio::time::timeout(Duration::from_millis(300), beta.pg.clone_from(&source)).await;
+    let dropped = tokio::time::timeout(
+        Duration::from_millis(300),
+        beta.pg.clone_from(&source, CopyBy::ConfiguredMethods),
+    )
+    .await;
     assert!(dropped.is_err());
     eventually("its child is gone", async || {
         alpha.sql("SELECT count(*) FROM pg_stat_replication").await == "0"
@@ -123,7 +127,7 @@ async fn custom_replica_methods_are_tried_in_order() {
         settings.replica_methods.insert("first".into(), method(first));
         settings.replica_methods.insert("second".into(), method(second));
     });
-    node.pg.clone_from(&node.upstream()).await.unwrap();
+    node.pg.clone_from(&node.upstream(), CopyBy::ConfiguredMethods).await.unwrap();
     let said = std::fs::read_to_string(words).unwrap();
     let expected = format!(
         "--threads=4 --scope=room --role=replica --datadir={} --connstring=dbname=postgres \
@@ -133,7 +137,7 @@ async fn custom_replica_methods_are_tried_in_order() {
     );
     assert_eq!(said, expected);
     node.change(|settings| settings.create_replica_methods = vec!["first".into()]);
-    let error = node.pg.clone_from(&node.upstream()).await.unwrap_err();
+    let error = node.pg.clone_from(&node.upstream(), CopyBy::ConfiguredMethods).await.unwrap_err();
     assert!(error.to_string().contains("no luck"), "PG-461: {error}");
 }
 
@@ -217,7 +221,7 @@ async fn the_configuration_may_live_elsewhere() {
     assert!(base.contains("dynamic_shared_memory_type"), "{base}");
     let beta = Node::new("beta");
     beta.change(|settings| settings.use_slots = false);
-    beta.pg.clone_from(&node.upstream()).await.unwrap();
+    beta.pg.clone_from(&node.upstream(), CopyBy::ConfiguredMethods).await.unwrap();
     beta.pg.start(Start::AsStandby(Some(node.upstream())), within(20)).await.unwrap();
     beta.streams().await;
 }

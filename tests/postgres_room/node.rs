@@ -1,7 +1,9 @@
 //! One PostgreSQL of a test: its directory, its port, and the promise that nothing is left of it.
 
 use futures::StreamExt;
-use hathi::ha::ports::{Observation, Postgres, Server, Start, Stop, StopMode, StopStep, Upstream};
+use hathi::ha::ports::{
+    CopyBy, Observation, Postgres, Server, Start, Stop, StopMode, StopStep, Upstream,
+};
 use hathi::postgres::process::{ProcessId, children, descendants, kill, orphans};
 use hathi::postgres::settings::Login;
 use hathi::postgres::{Hooks, LocalPostgres, Settings};
@@ -147,7 +149,7 @@ impl Node {
         let alpha = Self::primary("alpha").await;
         let beta = Self::new("beta");
         alpha.slot("beta").await;
-        beta.pg.clone_from(&alpha.upstream()).await.unwrap();
+        beta.pg.clone_from(&alpha.upstream(), CopyBy::ConfiguredMethods).await.unwrap();
         beta.pg.start(Start::AsStandby(Some(alpha.upstream())), within(30)).await.unwrap();
         beta.streams().await;
         (alpha, beta)

@@ -2,7 +2,8 @@
 
 use crate::node::{Node, eventually, stop, within};
 use hathi::ha::ports::{
-    ControlState, FollowChange, PgError, Postgres, Server, Start, Started, StopMode, StopStep,
+    ControlState, CopyBy, FollowChange, PgError, Postgres, Server, Start, Started, StopMode,
+    StopStep,
 };
 use hathi_dcs::{Deadline, Role, State};
 use std::time::{Duration, Instant};
@@ -251,7 +252,7 @@ async fn a_long_start_is_told_as_starting() {
         settings.use_slots = false;
         settings.recovery_conf.insert("restore_command".into(), "sleep 600; false".into());
     });
-    beta.pg.clone_from(&alpha.upstream()).await.unwrap();
+    beta.pg.clone_from(&alpha.upstream(), CopyBy::ConfiguredMethods).await.unwrap();
     let how = Start::AsStandby(Some(alpha.upstream()));
     let started = beta.pg.start(how.clone(), Deadline::in_ms(400)).await.unwrap();
     assert_eq!(started, Started::StillStarting);

@@ -1,7 +1,7 @@
 //! Changed settings, and the scripts that hear of changes.
 
 use crate::node::{Node, eventually, stop, within};
-use hathi::ha::ports::{Postgres, Server, Start, StopMode};
+use hathi::ha::ports::{CopyBy, Postgres, Server, Start, StopMode};
 use hathi_dcs::{Role, State};
 
 /// Proves PG-240, PG-242, PG-243, PG-245: what a reload can do is done, the rest is told.
@@ -55,7 +55,7 @@ async fn a_standby_does_not_start_below_its_primary() {
         settings.parameters.insert("max_connections".into(), "25".into());
         settings.use_slots = false;
     });
-    beta.pg.clone_from(&alpha.upstream()).await.unwrap();
+    beta.pg.clone_from(&alpha.upstream(), CopyBy::ConfiguredMethods).await.unwrap();
     beta.pg.start(Start::AsStandby(Some(alpha.upstream())), within(20)).await.unwrap();
     assert_eq!(beta.sql("SHOW max_connections").await, "30");
     let pending = beta.look().await.pending_restart;

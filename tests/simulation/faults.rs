@@ -2,6 +2,7 @@
 
 use crate::agent::Agency;
 use crate::dcs_port::patience;
+use crate::operators::Mischief;
 use crate::random::Random;
 use crate::server::Data;
 use crate::world::{MS, OPERATOR, Process, SECOND, Shared, World};
@@ -44,6 +45,7 @@ enum Fault {
     KillAll,
     ChangeConfig,
     WipeReplica,
+    Operator(Mischief),
 }
 
 const ALL: &[(Fault, u64)] = &[
@@ -73,6 +75,10 @@ const ALL: &[(Fault, u64)] = &[
     (Fault::KillAll, 2),
     (Fault::ChangeConfig, 3),
     (Fault::WipeReplica, 2),
+    (Fault::Operator(Mischief::Restart), 4),
+    (Fault::Operator(Mischief::ScheduleRestart), 4),
+    (Fault::Operator(Mischief::Reinitialize), 3),
+    (Fault::Operator(Mischief::ScheduleSwitchover), 4),
 ];
 
 /// A cluster as this seed wants it, with its clients and its faults.
@@ -293,6 +299,7 @@ impl World {
             }
             Fault::ChangeConfig => self.change_config(&mut random),
             Fault::WipeReplica => self.wipe_replica(node),
+            Fault::Operator(what) => self.mischief(what, node, random),
         }
     }
 
@@ -367,7 +374,11 @@ impl World {
         else {
             return;
         };
-        let calm = self.active_faults == 0 && self.is_healthy(node, 10 * SECOND);
+        // A request that a fault swallowed may still be waited for.
+        let waits = (self.base.timing.retry_timeout_ms() + 2_000) * MS;
+        let calm = self.active_faults == 0
+            && self.last_fault_at + waits < self.now_us
+            && self.is_healthy(node, 10 * SECOND);
         if !calm || !self.nodes[node].server.writable() {
             return;
         }

@@ -15,6 +15,8 @@ pub struct Watched {
     pub fence_broken: bool,
     /// How many requests operators wrote, and how many graceful demotions there were. (INV-24)
     pub requests: u64,
+    pub requested_at: u64,
+    pub orders: crate::operators::Orders,
     graceful: u64,
     epoch_optime: Lsn,
     /// Branch to the last acknowledged commit on it, with its time and node.
@@ -159,7 +161,9 @@ impl World {
         self.watched.promotions += 1;
         let timeline = Timeline(self.timeline(node));
         let cluster = self.store.history.cluster_timeline();
-        if timeline <= cluster && self.base.check_timeline && cluster.0 > 1 {
+        // Without a guard nobody stops a promotion whose agent is frozen.
+        let alone = self.watched.fence_broken && !self.is_healthy(node, SECOND);
+        if timeline <= cluster && self.base.check_timeline && cluster.0 > 1 && !alone {
             let what = format!(
                 "{} is promoted to timeline {timeline}, the cluster's history is at {cluster}",
                 self.name(node)
@@ -312,7 +316,7 @@ impl World {
         let server = &self.nodes[node].server;
         let primary = server.ready() && !server.recovering;
         match how.mode {
-            StopMode::Fast if how.checkpoint && primary => {
+            StopMode::Fast if how.checkpoint && primary && !self.runs(node, "restart") => {
                 self.watched.graceful += 1;
                 if self.watched.graceful > self.watched.requests {
                     let what = format!("{} demotes itself for a request twice", self.name(node));
@@ -341,6 +345,10 @@ impl World {
         }
     }
 
+    fn runs(&self, node: usize, task: &'static str) -> bool {
+        self.nodes[node].agent.as_ref().is_some_and(|agent| agent.tasks.contains(&task))
+    }
+
     /// INV-5: the guard is for agents that cannot act; a healthy one stops PostgreSQL itself.
     pub fn check_fence_fired(&mut self, node: usize) {
         // An agent that just came may not know yet whether the lock is its own; and a stop for a
@@ -355,6 +363,7 @@ impl World {
     /// INV-18.
     pub fn check_task(&mut self, node: usize, name: &'static str) {
         const BESIDE: &str = "checkpoint after promotion";
+        self.check_ordered(node, name);
         let Some(agent) = &self.nodes[node].agent else { return };
         let other = agent.tasks.iter().find(|task| **task != BESIDE && name != BESIDE);
         if let Some(other) = other {

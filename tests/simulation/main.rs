@@ -4,6 +4,8 @@
 //! ```text
 //! SIM_SEED=4711   replays one seed and prints its trace
 //! SIM_SEEDS=20000 runs so many (default 2,000), SIM_FROM=n beginning with n
+//! SIM_UNGUARDED=1 without the guard, as some deliberate breakages run
+//! SIM_BREAKAGE=Restart only the deliberate breakages with this in their name
 //! UPDATE_TRANSCRIPTS=1 rewrites tests/simulation/transcripts
 //! ```
 
@@ -14,6 +16,7 @@ mod dcs_port;
 mod executor;
 mod faults;
 mod invariants;
+mod operators;
 mod postgres_port;
 mod random;
 mod replays;
@@ -44,7 +47,7 @@ struct Run {
 }
 
 fn run_seed(seed: u64, tracing: bool) -> Run {
-    run(faults::random_run(seed, tracing, true))
+    run(faults::random_run(seed, tracing, std::env::var_os("SIM_UNGUARDED").is_none()))
 }
 
 fn run(world: world::Shared) -> Run {

@@ -9,8 +9,9 @@ use futures::channel::{mpsc, oneshot};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use hathi::ha::ports::{
-    ControlData, ControlState, DataDir, FollowChange, LocalEnd, Observation, PgError, Postgres,
-    Server, Slot, SourceHistory, Standby, Start, Started, Stop, StopStep, TimelineEnd, Upstream,
+    ControlData, ControlState, CopyBy, DataDir, FollowChange, LocalEnd, Observation, PgError,
+    Postgres, Server, ServerDetails, Slot, SourceHistory, Standby, Start, Started, Stop, StopStep,
+    TimelineEnd, Upstream,
 };
 use hathi_dcs::{Deadline, Lsn, Millis, Role, State, Timeline};
 use std::collections::BTreeMap;
@@ -146,6 +147,11 @@ impl Agency {
                 (seen, slots.collect())
             }
         };
+        // Which life of the server it is; nothing else of it is read.
+        let details = server.ready().then(|| ServerDetails {
+            postmaster_start_time: server.epoch.to_string(),
+            ..ServerDetails::default()
+        });
         let system_id = server.data.as_ref().map(|data| data.system_id.clone());
         let now = world.local(node);
         let can_rewind = world.watched.can_rewind;
@@ -178,7 +184,7 @@ impl Agency {
             system_id,
             slots,
             pending_restart: BTreeMap::new(),
-            details: None,
+            details,
             can_rewind,
             is_primary,
         }
@@ -452,7 +458,7 @@ impl Postgres for Agency {
         Ok(())
     }
 
-    async fn clone_from(&self, source: &Upstream) -> Result<(), PgError> {
+    async fn clone_from(&self, source: &Upstream, _by: CopyBy) -> Result<(), PgError> {
         let node = self.process.node;
         let source = self.upstream_node(Some(source));
         let takes = {

@@ -332,6 +332,7 @@ impl World {
         let version = self.store.revision + 1;
         if !value.is_empty() {
             self.watched.requests += 1;
+            self.watched.requested_at = self.now_us;
         }
         self.say(usize::MAX, 14, |_| format!("STORE /failover := {}", value.to_wire()));
         self.store.failover = Some((value, version));

@@ -8,6 +8,7 @@
 
 mod error;
 pub mod json;
+pub mod moment;
 mod names;
 mod records;
 mod store;

@@ -5,6 +5,7 @@
 //! docs/spec/dcs.md). What `derive(Deserialize)` reads is only what `derive(Serialize)` wrote: the
 //! recordings of turns, never a store.
 
+use crate::moment::{self, Typed};
 use crate::{Lsn, MemberName, Timeline, Version, json};
 use chrono::{DateTime, FixedOffset};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -389,8 +390,7 @@ impl Failover {
                 Self {
                     leader: field("leader").and_then(name_of),
                     candidate: field("member").or(field("candidate")).and_then(name_of),
-                    scheduled_at: field("scheduled_at")
-                        .and_then(|at| DateTime::parse_from_rfc3339(at).ok()),
+                    scheduled_at: map.get("scheduled_at").and_then(schedule),
                 }
             }
             Ok(_) => Self::default(),
@@ -419,10 +419,28 @@ impl Failover {
             map.insert("member".into(), candidate.as_str().into());
         }
         if let Some(at) = &self.scheduled_at {
-            map.insert("scheduled_at".into(), at.to_rfc3339().into());
+            map.insert("scheduled_at".into(), moment::iso(at).into());
         }
         json::compact(&map)
     }
+}
+
+/// A moment nobody can read must not mean "now": it reads as one long past, which is cleaned up as
+/// stale. (HA-070, HA-074)
+fn schedule(value: &Value) -> Option<DateTime<FixedOffset>> {
+    match value {
+        Value::Null => None,
+        Value::String(text) if text.is_empty() => None,
+        Value::String(text) => match moment::read(text) {
+            Typed::At(at) => Some(at),
+            Typed::WithoutZone | Typed::Unreadable => Some(long_past()),
+        },
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => Some(long_past()),
+    }
+}
+
+fn long_past() -> DateTime<FixedOffset> {
+    DateTime::UNIX_EPOCH.fixed_offset()
 }
 
 /// One row of `history`: how a timeline ended. Old rows have only three parts. (HA-120)
@@ -599,6 +617,22 @@ mod tests {
         assert!(Failover::parse("").is_empty());
         let old = Failover::parse("pg1:pg2");
         assert_eq!((old.leader, old.candidate), (Some("pg1".into()), Some("pg2".into())));
+    }
+
+    /// Proves HA-074 (a moment that nobody can read is never "now").
+    #[test]
+    fn an_unreadable_schedule_is_long_past() {
+        for (wire, at) in [
+            (r#"{"leader":"a","scheduled_at":"soon"}"#, Some(0)),
+            (r#"{"leader":"a","scheduled_at":"2026-11-23T20:42:16"}"#, Some(0)),
+            (r#"{"leader":"a","scheduled_at":12}"#, Some(0)),
+            (r#"{"leader":"a","scheduled_at":"1970-01-01 00:01 UTC"}"#, Some(60)),
+            (r#"{"leader":"a","scheduled_at":null}"#, None),
+            (r#"{"leader":"a","scheduled_at":""}"#, None),
+        ] {
+            let read = Failover::parse(wire).scheduled_at;
+            assert_eq!(read.map(|at| at.timestamp()), at, "{wire}");
+        }
     }
 
     /// Proves DCS-056.

@@ -4,6 +4,7 @@ mod decisions;
 mod golden;
 mod matrix;
 mod reads;
+mod restarts;
 mod tls;
 mod transport;
 mod writes;

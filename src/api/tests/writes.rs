@@ -166,8 +166,8 @@ async fn what_is_not_there_is_501() {
         ("DELETE", "/failover"),
         ("DELETE", "/config"),
         ("PATCH", "/patroni"),
-        ("POST", "/restart"),
-        ("POST", "/reinitialize"),
+        ("PUT", "/restart"),
+        ("DELETE", "/reinitialize"),
         ("patch", "/config"),
         ("TRACE", "/"),
         ("<x>", "/"),
@@ -241,7 +241,9 @@ async fn operators_orders_reach_the_agent() {
                 }
                 Order::Reload { reply } => reply.send(()).expect("it waits"),
                 Order::FreshStatus { .. } => {}
-                Order::PatchConfig { .. } | Order::PutConfig { .. } => panic!("not asked for"),
+                Order::PatchConfig { .. } | Order::PutConfig { .. } | Order::Member { .. } => {
+                    panic!("not asked for")
+                }
             }
         }
     });

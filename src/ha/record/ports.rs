@@ -361,9 +361,9 @@ impl Postgres for Taped {
         wait!(self, "postgres.set_data_dir_aside", (), postgres.set_data_dir_aside())
     }
 
-    async fn clone_from(&self, source: &Upstream) -> Result<(), PgError> {
-        let real = self.real.as_ref().map(|real| Postgres::clone_from(&*real.postgres, source));
-        self.tape.wait("postgres.clone_from", source, real).await
+    async fn clone_from(&self, source: &Upstream, by: CopyBy) -> Result<(), PgError> {
+        let real = self.real.as_ref().map(|real| Postgres::clone_from(&*real.postgres, source, by));
+        self.tape.wait("postgres.clone_from", (source, by), real).await
     }
 
     async fn start(&self, how: Start, by: Deadline) -> Result<Started, PgError> {

@@ -4,6 +4,8 @@
 //! cluster makes of the decisions is the simulator's question (tests/simulation).
 
 mod decisions;
+mod operator;
 mod recordings;
 mod stage;
+mod tasks;
 mod watchdog;

@@ -2,10 +2,11 @@
 
 use crate::ha::lease::Lease;
 use crate::ha::memory::Memory;
+use crate::ha::operator::{Said, Wish};
 use crate::ha::ports::*;
 use crate::ha::record::{Recording, recorded_turn, replay};
 use crate::ha::settings::{Settings, Synchronous};
-use crate::ha::task::Task;
+use crate::ha::task::{self, Context, Outcome, Task};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
@@ -17,6 +18,8 @@ use std::sync::{Arc, Mutex};
 
 /// The name of the node whose turns are tested.
 pub const ME: &str = "a";
+/// What the wall clock shows, in milliseconds since the epoch.
+pub const WALL: i64 = 1_800_000_000_000;
 
 /// What the world answers. Every test changes the few things it is about.
 pub struct Script {
@@ -39,6 +42,12 @@ pub struct Script {
     pub bad_watchdog: Option<String>,
     /// Turns are written down.
     pub recorded: bool,
+    /// Milliseconds since the epoch.
+    pub wall: i64,
+    pub start: Result<Started, PgError>,
+    pub pre_promote: Result<(), PgError>,
+    /// The steps of a stop.
+    pub stop: Vec<StopStep>,
     /// What was done to the world, in order.
     pub done: Vec<String>,
 }
@@ -49,6 +58,7 @@ pub struct Came {
     pub line: String,
     pub task: Option<Task>,
     pub exit: bool,
+    pub again_at: Option<Millis>,
     pub rules: Vec<&'static str>,
     pub done: Vec<String>,
 }
@@ -221,6 +231,10 @@ impl Scene {
             broken_fence: None,
             bad_watchdog: None,
             recorded: true,
+            wall: WALL,
+            start: Ok(Started::Ready),
+            pre_promote: Ok(()),
+            stop: vec![StopStep::Stopped],
             done: Vec::new(),
         };
         let memory = Memory { joined: true, ..Memory::default() };
@@ -283,6 +297,18 @@ impl Scene {
         self.set(|script| script.now = script.now.plus(ms))
     }
 
+    /// Runs a task to its end; what it did to the world comes with its outcome, except to the
+    /// watchdog, which has tests of its own.
+    pub fn perform(&mut self, task: Task) -> (Outcome, Vec<String>) {
+        self.stage.with(|script| script.done.clear());
+        let view = Arc::new(self.stage.with(|script| script.view.clone()));
+        let context = Context { ports: self.ports(), lease: self.lease.clone(), view };
+        let report = futures::executor::block_on(task::run(task, context));
+        let mut done = self.stage.with(|script| script.done.clone());
+        done.retain(|done| !done.starts_with("watchdog"));
+        (report.outcome, done)
+    }
+
     fn ports(&self) -> Ports {
         let stage = Arc::new(self.stage.clone());
         Ports {
@@ -300,7 +326,13 @@ impl Scene {
 
     /// One turn, and the same one once more from its recording. (INV-32)
     pub fn turn(&mut self) -> Came {
-        let came = self.turn_unrecorded();
+        self.asked(None).0
+    }
+
+    /// A turn with the wish of an operator, and what is said to it.
+    pub fn asked(&mut self, wish: Option<&Wish>) -> (Came, Option<Said>) {
+        self.memory.wish = wish.cloned();
+        let came = self.lives();
         let recording = self.recording.as_ref().unwrap();
         let replayed = replay(recording.as_bytes()).unwrap();
         assert_eq!(replayed.recorded, replayed.replayed, "each turn of a test replays");
@@ -313,18 +345,24 @@ impl Scene {
 
     /// One turn, whether or not it could be recorded.
     pub fn turn_unrecorded(&mut self) -> Came {
+        self.lives().0
+    }
+
+    fn lives(&mut self) -> (Came, Option<Said>) {
         let ports = self.ports();
         self.stage.with(|script| script.done.clear());
         let turn = recorded_turn(&ports, &self.lease, &mut self.memory, true);
         let (turned, recording) = futures::executor::block_on(turn);
         self.recording = recording;
-        Came {
+        let came = Came {
             line: turned.decided.line,
             task: turned.decided.start,
             exit: turned.decided.exit.is_some(),
+            again_at: turned.decided.again_at,
             rules: turned.reasons.iter().map(|reason| reason.rule).collect(),
             done: self.stage.with(|script| script.done.clone()),
-        }
+        };
+        (came, turned.said)
     }
 }
 
@@ -342,7 +380,7 @@ impl Clock for Stage {
     }
 
     fn wall(&self) -> DateTime<Utc> {
-        DateTime::from_timestamp(1_800_000_000, 0).unwrap()
+        DateTime::from_timestamp_millis(self.with(|script| script.wall)).unwrap()
     }
 
     async fn sleep_until(&self, at: Millis) {
@@ -623,26 +661,38 @@ impl Postgres for Stage {
     }
 
     async fn set_data_dir_aside(&self) -> Result<(), PgError> {
+        self.note("set aside");
         Ok(())
     }
 
-    async fn clone_from(&self, _: &Upstream) -> Result<(), PgError> {
+    async fn clone_from(&self, source: &Upstream, by: CopyBy) -> Result<(), PgError> {
+        self.note(format!("clone {} {by:?}", source.name));
         Ok(())
     }
 
-    async fn start(&self, _: Start, _: Deadline) -> Result<Started, PgError> {
-        Ok(Started::Ready)
+    async fn start(&self, how: Start, by: Deadline) -> Result<Started, PgError> {
+        let how = match how {
+            Start::AsPrimary => "as primary".to_owned(),
+            Start::AsStandby(None) => "behind nobody".to_owned(),
+            Start::AsStandby(Some(upstream)) => format!("behind {}", upstream.name),
+        };
+        let wait = by.0.since(self.now());
+        self.note(format!("start {how}, {wait} ms"));
+        self.with(|script| script.start.clone())
     }
 
-    fn stop(&self, _: Stop) -> BoxStream<'static, StopStep> {
-        stream::iter([StopStep::Stopped]).boxed()
+    fn stop(&self, how: Stop) -> BoxStream<'static, StopStep> {
+        self.note(format!("stop {:?}", how.mode));
+        stream::iter(self.with(|script| script.stop.clone())).boxed()
     }
 
     async fn pre_promote(&self) -> Result<(), PgError> {
-        Ok(())
+        self.note("pre_promote");
+        self.with(|script| script.pre_promote.clone())
     }
 
     async fn promote(&self, _: Deadline) -> Result<(), PgError> {
+        self.note("promote");
         Ok(())
     }
 
@@ -655,6 +705,7 @@ impl Postgres for Stage {
     }
 
     async fn remove_data_dir(&self) -> Result<(), PgError> {
+        self.note("remove");
         Ok(())
     }
 }

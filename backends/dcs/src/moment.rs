@@ -1,5 +1,5 @@
-//! Timestamps in and out: as PostgreSQL prints them, as this API shows them, and as operators type
-//! them. (REST-005, REST-190)
+//! Timestamps in and out: as PostgreSQL prints them, as records and answers show them, and as
+//! operators type them. (REST-005, REST-190)
 
 use chrono::{DateTime, FixedOffset, NaiveDate, NaiveDateTime, Offset, Timelike};
 

@@ -1,0 +1,207 @@
+//! Operators who restart, reinitialise and schedule at bad moments, and what must hold of it.
+//! (INV-20, INV-24, HA-055, HA-074, HA-078)
+
+use crate::agent::Agency;
+use crate::dcs_port::patience;
+use crate::random::Random;
+use crate::world::{MS, Process, SECOND, World};
+use chrono::{DateTime, FixedOffset};
+use futures::FutureExt;
+use hathi::ha::manual;
+use hathi::ha::operator::Wish;
+use hathi::ha::restart::Conditions;
+use hathi_dcs::{Failover, Role};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// What operators asked for and the world knows of.
+#[derive(Default)]
+pub struct Orders {
+    /// Restarts at once whose answer has not come, by process.
+    restarts: BTreeMap<(usize, u64), u32>,
+    /// The schedules of a process: when, and for which life of the server once that is accepted.
+    planned: BTreeMap<(usize, u64), Vec<Plan>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    at: u64,
+    accepted: bool,
+    epoch: Option<u64>,
+}
+
+/// How the true time of the run shows on every wall clock.
+pub fn wall(at_us: u64) -> DateTime<FixedOffset> {
+    let ms = 1_767_225_600_000_i64 + i64::try_from(at_us / MS).unwrap_or(0);
+    DateTime::from_timestamp_millis(ms).unwrap_or_default().fixed_offset()
+}
+
+fn since_epoch(at: DateTime<FixedOffset>) -> u64 {
+    u64::try_from(at.timestamp_millis() - 1_767_225_600_000).unwrap_or(0) * MS
+}
+
+/// Which mischief an operator is up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mischief {
+    Restart,
+    ScheduleRestart,
+    Reinitialize,
+    ScheduleSwitchover,
+}
+
+impl World {
+    pub fn mischief(&mut self, what: Mischief, node: usize, mut random: Random) {
+        let soon = self.now_us + random.between(200, 45_000) * MS;
+        match what {
+            Mischief::Restart => {
+                self.fault("restart ordered");
+                let role = random.percent(20).then_some(Role::Replica);
+                let timeout = random.percent(30).then_some(2);
+                let conditions = Conditions { role, timeout, ..Conditions::default() };
+                self.order(node, Wish::Restart(conditions));
+            }
+            Mischief::ScheduleRestart => {
+                self.fault("restart scheduled");
+                if random.percent(15) {
+                    self.order(node, Wish::CancelRestart);
+                }
+                let at = wall(soon);
+                let (conditions, request) = (Conditions::default(), Map::<String, Value>::new());
+                self.order(node, Wish::ScheduleRestart { at, conditions, request });
+            }
+            Mischief::Reinitialize => {
+                self.fault("reinitialize ordered");
+                let (force, from_leader) = (random.percent(40), random.percent(50));
+                self.order(node, Wish::Reinitialize { force, from_leader });
+            }
+            Mischief::ScheduleSwitchover => {
+                self.fault("switchover scheduled");
+                let leader = self.store.leader.as_ref().map(|held| held.name.clone());
+                let other = random.pick(&self.nodes).name.clone();
+                let candidate = random.percent(50).then_some(other).filter(|_| leader.is_some());
+                let candidate = candidate.filter(|name| Some(name) != leader.as_ref());
+                let scheduled_at = Some(wall(soon));
+                let failover = Failover { leader, candidate, scheduled_at };
+                self.request(node, manual::Request { switchover: true, failover });
+            }
+        }
+    }
+
+    /// Through this node's REST API, if its agent is there.
+    fn order(&mut self, node: usize, wish: Wish) {
+        let Some(agent) = &self.nodes[node].agent else { return };
+        let process = Process { node, life: agent.life };
+        let key = (node, agent.life);
+        let answer = agent.events.order(wish.clone());
+        let immediate = matches!(wish, Wish::Restart(_));
+        if immediate {
+            *self.watched.orders.restarts.entry(key).or_default() += 1;
+        }
+        if let Wish::ScheduleRestart { at, .. } = &wish {
+            let plan =
+                Plan { at: since_epoch(*at), accepted: false, epoch: self.life_of_server(node) };
+            self.watched.orders.planned.entry(key).or_default().push(plan);
+        }
+        let agency = Agency { shared: self.shared(), process };
+        let work = async move {
+            let by = patience(agency.local_now());
+            let mut late = agency.sleep(by.0).fuse();
+            let mut answer = answer.fuse();
+            let answer = futures::select_biased! {
+                answer = answer => answer.ok(),
+                () = late => None,
+            };
+            let mut world = agency.world();
+            world.say(node, 61, |_| format!("REST answers {wish:?}: {answer:?}"));
+            let orders = &mut world.watched.orders;
+            match (&wish, answer.map(|answer| answer.status)) {
+                // What is still on its way may come later.
+                (Wish::Restart(_), None) => {}
+                (Wish::Restart(_), Some(_)) => {
+                    let waiting = orders.restarts.entry(key).or_default();
+                    *waiting = waiting.saturating_sub(1);
+                }
+                (Wish::ScheduleRestart { at, .. }, Some(status)) => {
+                    let now = world.life_of_server(node);
+                    let plans = world.watched.orders.planned.entry(key).or_default();
+                    let found = plans.iter().position(|plan| plan.at == since_epoch(*at));
+                    match found {
+                        // At most one is in force: earlier ones were dropped, or done.
+                        Some(found) if status == 202 => {
+                            // It may have seen either, if it changed on the way.
+                            let epoch = plans[found].epoch.filter(|then| Some(*then) == now);
+                            *plans = vec![Plan { at: since_epoch(*at), accepted: true, epoch }];
+                        }
+                        Some(found) => drop(plans.remove(found)),
+                        None => {}
+                    }
+                }
+                (Wish::CancelRestart, Some(200)) => {
+                    // One that was asked for after it may be on its way.
+                    orders.planned.entry(key).or_default().retain(|plan| !plan.accepted);
+                }
+                (Wish::ScheduleRestart { .. }, None)
+                | (Wish::CancelRestart | Wish::Reinitialize { .. }, _) => {}
+            }
+        };
+        self.spawned.push((process, work.boxed()));
+    }
+
+    /// INV-24, HA-078: a task that only an operator can have asked for begins.
+    pub fn check_ordered(&mut self, node: usize, task: &'static str) {
+        let life = self.nodes[node].lives;
+        match task {
+            "restart" => self.check_restart(node, life),
+            "switchover: demote" => self.check_switchover(node),
+            _ => {}
+        }
+    }
+
+    fn check_restart(&mut self, node: usize, life: u64) {
+        let orders = &mut self.watched.orders;
+        if orders.restarts.get(&(node, life)).is_some_and(|waiting| *waiting > 0) {
+            return;
+        }
+        let name = self.nodes[node].name.clone();
+        let plans = orders.planned.remove(&(node, life)).unwrap_or_default();
+        let (now, window) = (self.now_us, self.window_us(node));
+        let due = plans.iter().find(|plan| (plan.at..=plan.at + window).contains(&now));
+        let Some(Plan { epoch, .. }) = due.copied() else {
+            let at: Vec<u64> = plans.iter().map(|plan| plan.at / MS).collect();
+            let what = format!("{name} restarts at {} ms; scheduled were {at:?}", now / MS);
+            return self.violation("INV-24", what);
+        };
+        if epoch.is_some_and(|epoch| epoch != self.nodes[node].server.epoch) {
+            self.violation("HA-078", format!("{name} restarts a server that came after"));
+        }
+    }
+
+    fn check_switchover(&mut self, node: usize) {
+        let Some((request, _)) = &self.store.failover else { return };
+        let Some(at) = request.scheduled_at.map(since_epoch) else { return };
+        let window = self.window_us(node);
+        // A request that is written while another one is carried out is not the one.
+        let settled = self.watched.requested_at + 10 * SECOND < self.now_us;
+        if settled && (self.now_us < at || self.now_us > at + window) {
+            let name = self.nodes[node].name.clone();
+            let what = format!(
+                "{name} begins a switchover at {} ms that was scheduled for {} ms",
+                self.now_us / MS,
+                at / MS
+            );
+            self.violation("INV-24", what);
+        }
+    }
+
+    fn life_of_server(&self, node: usize) -> Option<u64> {
+        let server = &self.nodes[node].server;
+        server.ready().then_some(server.epoch)
+    }
+
+    /// How late it may begin: one and a half turns, and what one turn waits for the store.
+    fn window_us(&self, node: usize) -> u64 {
+        let agent = self.nodes[node].agent.as_ref();
+        let timing = agent.map_or(self.base.timing, |agent| agent.settings.timing);
+        (timing.loop_wait_ms() * 3 / 2 + timing.retry_timeout_ms()) * MS + 2 * SECOND
+    }
+}
