@@ -35,6 +35,15 @@ pub async fn open(
             let _ = (scope, me, timing);
             Err(StoreError::NotCompiledIn { section: "etcd3", feature: "etcd" })
         }
+        #[cfg(feature = "consul")]
+        DcsSection::Consul(consul) => {
+            Ok(hathi_consul::Consul::new(consul_config(consul), scope, me, timing))
+        }
+        #[cfg(not(feature = "consul"))]
+        DcsSection::Consul(_) => {
+            let _ = (scope, me, timing);
+            Err(StoreError::NotCompiledIn { section: "consul", feature: "consul" })
+        }
         #[cfg(feature = "raft")]
         DcsSection::Raft(raft) => {
             Ok(hathi_raft::RaftStore::start(raft_config(raft), scope, me, timing).await?)
@@ -80,6 +89,27 @@ fn raft_config(raft: &RaftSection) -> hathi_raft::RaftConfig {
         *value = wanted.unwrap_or(*value);
     }
     config
+}
+
+#[cfg(feature = "consul")]
+fn consul_config(consul: &crate::config::ConsulSection) -> hathi_consul::ConsulConfig {
+    use crate::config::ConsulConsistency as Level;
+    hathi_consul::ConsulConfig {
+        hosts: consul.hosts.iter().map(ToString::to_string).collect(),
+        https: consul.https,
+        token: consul.token.as_ref().map(|secret| secret.expose().to_owned()),
+        dc: consul.dc.clone(),
+        consistency: match consul.consistency {
+            Level::Default => hathi_consul::Consistency::Default,
+            Level::Consistent => hathi_consul::Consistency::Consistent,
+            Level::Stale => hathi_consul::Consistency::Stale,
+        },
+        checks: consul.checks.clone(),
+        verify: consul.verify,
+        cacert: consul.cacert.clone(),
+        cert: consul.cert.clone(),
+        key: consul.key.clone(),
+    }
 }
 
 #[cfg(feature = "etcd")]

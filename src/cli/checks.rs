@@ -102,7 +102,7 @@ fn own_ports(local: &Local) -> Vec<String> {
             let address = Listen { hosts, port: raft.bind_addr.port };
             problems.extend(listen("raft.bind_addr", &address));
         }
-        DcsSection::Etcd3(_) => {}
+        DcsSection::Etcd3(_) | DcsSection::Consul(_) => {}
     }
     problems
 }

@@ -79,7 +79,7 @@ fn loopbacks(local: &Local) -> Vec<(&'static str, Address)> {
     }
     match &local.dcs {
         DcsSection::Raft(raft) => addresses.push(("raft.self_addr", raft.self_addr.clone())),
-        DcsSection::Etcd3(_) => {}
+        DcsSection::Etcd3(_) | DcsSection::Consul(_) => {}
     }
     addresses.retain(|(_, address)| address.is_loopback());
     addresses
@@ -140,6 +140,7 @@ fn store(section: &DcsSection) -> Option<String> {
     let servers = match section {
         DcsSection::Raft(_) => return None,
         DcsSection::Etcd3(etcd) => &etcd.hosts,
+        DcsSection::Consul(consul) => &consul.hosts,
     };
     let answers = |server: &Address| {
         let addresses = (server.host.as_str(), server.port).to_socket_addrs();

@@ -34,7 +34,11 @@ etcd3.host etcd3.hosts etcd3.port etcd3.url etcd3.proxy etcd3.srv etcd3.srv_suff
 etcd3.use_proxies etcd3.protocol etcd3.username etcd3.password etcd3.cacert etcd3.cert etcd3.key
 raft.self_addr raft.bind_addr raft.partner_addrs raft.data_dir raft.password
 raft.min_timeout raft.max_timeout raft.connection_timeout raft.append_entries_period
-etcd.** consul.** zookeeper.** exhibitor.** kubernetes.** redis.**
+consul.host consul.hosts consul.port consul.url consul.scheme consul.token consul.dc
+consul.consistency consul.checks consul.verify consul.cacert consul.cert consul.key
+consul.register_service consul.service_tags consul.service_check_interval
+consul.service_check_tls_server_name
+etcd.** zookeeper.** exhibitor.** kubernetes.** redis.**
 ";
 
 /// Keys of `postgresql` that the dynamic document may hold too. (section 8, src LD)

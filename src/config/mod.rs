@@ -48,7 +48,7 @@ pub use local::{
 };
 pub use numbers::{BaseUnit, boolean, integer, python_text};
 pub use secret::Secret;
-pub use sections::{DcsSection, Etcd3Section, RaftSection};
+pub use sections::{ConsulConsistency, ConsulSection, DcsSection, Etcd3Section, RaftSection};
 pub use settings::{
     Callbacks, Parameters, Postgresql, ReplicaMethod, Settings, StandbyCluster, SynchronousMode,
 };

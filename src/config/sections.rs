@@ -8,6 +8,7 @@ use std::path::PathBuf;
 pub enum DcsSection {
     Raft(RaftSection),
     Etcd3(Etcd3Section),
+    Consul(ConsulSection),
 }
 
 impl DcsSection {
@@ -16,6 +17,7 @@ impl DcsSection {
         match self {
             Self::Raft(_) => "raft",
             Self::Etcd3(_) => "etcd3",
+            Self::Consul(_) => "consul",
         }
     }
 }
@@ -55,4 +57,32 @@ pub struct Etcd3Section {
     pub cert: Option<PathBuf>,
     /// `None` with a `cert`: the key is inside the certificate's file. (CFG-307)
     pub key: Option<PathBuf>,
+}
+
+/// `consul`. (CFG-310 … CFG-313)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsulSection {
+    /// From `url`, `hosts` or `host`; never empty. The first is the local agent.
+    pub hosts: Vec<Address>,
+    pub https: bool,
+    pub token: Option<Secret>,
+    pub dc: Option<String>,
+    pub consistency: ConsulConsistency,
+    /// Names of checks a session depends on.
+    pub checks: Vec<String>,
+    /// False: whatever certificate the agent shows.
+    pub verify: bool,
+    pub cacert: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    /// `None` with a `cert`: the key is inside the certificate's file.
+    pub key: Option<PathBuf>,
+}
+
+/// (CFG-312)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConsulConsistency {
+    #[default]
+    Default,
+    Consistent,
+    Stale,
 }

@@ -1,7 +1,10 @@
-//! Which store this configuration chooses. (CFG-006, CFG-300 … CFG-307, CFG-340, CFG-341, CFG-409)
+//! Which store this configuration chooses. (CFG-006, CFG-300 … CFG-313, CFG-340, CFG-341, CFG-409)
 
 use super::reader::Reader;
-use super::{Address, BaseUnit, DcsSection, Etcd3Section, RaftSection, Secret};
+use super::{
+    Address, BaseUnit, ConsulConsistency, ConsulSection, DcsSection, Etcd3Section, RaftSection,
+    Secret,
+};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -20,12 +23,16 @@ const SECTIONS: [&str; 8] =
 
 fn backend(section: &str) -> Backend {
     match section {
+        "consul" if cfg!(feature = "consul") => Backend::Here,
+        "consul" => Backend::NotCompiledIn("consul"),
         "etcd3" if cfg!(feature = "etcd") => Backend::Here,
         "etcd3" => Backend::NotCompiledIn("etcd"),
         "raft" if cfg!(feature = "raft") => Backend::Here,
         "raft" => Backend::NotCompiledIn("raft"),
         "etcd" => Backend::Unknown("etcd's v2 API is not spoken; use section etcd3"),
-        _ => Backend::Unknown("this version has no such backend; use section etcd3 or raft"),
+        _ => {
+            Backend::Unknown("this version has no such backend; use section etcd3, consul or raft")
+        }
     }
 }
 
@@ -36,7 +43,8 @@ pub(super) fn choose(root: &Reader<'_>) -> Option<DcsSection> {
     let Some(chosen) = usable else {
         match there.first() {
             None => root.fail(
-                "no section for a store; add one: raft (the agents form it themselves) or etcd3",
+                "no section for a store; add one: raft (the agents form it themselves), etcd3 or \
+                 consul",
             ),
             Some(first) => root.get(first).fail(match backend(first) {
                 Backend::NotCompiledIn(feature) => format!(
@@ -56,6 +64,7 @@ pub(super) fn choose(root: &Reader<'_>) -> Option<DcsSection> {
         return None;
     }
     match *chosen {
+        "consul" => consul(&section).map(DcsSection::Consul),
         "etcd3" => etcd3(&section).map(DcsSection::Etcd3),
         _ => raft(&section).map(DcsSection::Raft),
     }
@@ -93,6 +102,59 @@ pub(super) fn raft(section: &Reader<'_>) -> Option<RaftSection> {
         connection_timeout_ms: section.get("connection_timeout").milliseconds(),
         append_entries_period_ms: section.get("append_entries_period").milliseconds(),
     })
+}
+
+/// CFG-310 … CFG-313.
+fn consul(section: &Reader<'_>) -> Option<ConsulSection> {
+    const PORT: u16 = 8500;
+    let port = section.get("port").integer(BaseUnit::None, 1);
+    let port = port.and_then(|port| u16::try_from(port).ok()).unwrap_or(PORT);
+    let https = section.get("scheme").word(&[("http", false), ("https", true)]);
+    let levels = [
+        ("default", ConsulConsistency::Default),
+        ("consistent", ConsulConsistency::Consistent),
+        ("stale", ConsulConsistency::Stale),
+    ];
+    let mut found = ConsulSection {
+        hosts: Vec::new(),
+        https: https.unwrap_or(false),
+        token: section.get("token").secret(),
+        dc: section.get("dc").text(),
+        consistency: section.get("consistency").word(&levels).unwrap_or_default(),
+        checks: section.get("checks").texts(),
+        verify: section.get("verify").boolean().unwrap_or(true),
+        cacert: section.get("cacert").file(),
+        cert: section.get("cert").file(),
+        key: section.get("key").file(),
+    };
+    let url = section.get("url");
+    let listed = section.first(&["hosts", "host"]);
+    if let Some(text) = url.text() {
+        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text.as_str()));
+        let place = rest.split('/').next().unwrap_or_default();
+        found.https = scheme == "https";
+        match Address::parse(place, Some(port)) {
+            Some(address) => found.hosts.push(address),
+            None => url.fail("is no URL of the form http://host:8500"),
+        }
+    } else if listed.is_there() {
+        for text in listed.texts() {
+            match Address::parse(&text, Some(port)) {
+                Some(address) => found.hosts.push(address),
+                None => listed.fail(format!("{text:?} is no host:port")),
+            }
+        }
+    } else {
+        // The agent of this machine, where every Consul has one.
+        found.hosts.extend(Address::parse("127.0.0.1", Some(port)));
+    }
+    if section.get("register_service").flag() {
+        section.get("register_service").warn(
+            "registering the service in Consul's catalogue is not built yet; ask the REST API, or \
+             keep the registration of your own",
+        );
+    }
+    (!found.hosts.is_empty()).then_some(found)
 }
 
 fn etcd3(section: &Reader<'_>) -> Option<Etcd3Section> {

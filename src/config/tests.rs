@@ -211,7 +211,6 @@ fn the_store_is_chosen_by_its_section() {
     for (section, text) in [
         (json!({}), "no section for a store"),
         (json!({"etcd": {"host": "h"}}), "etcd: etcd's v2 API is not spoken; use section etcd3"),
-        (json!({"consul": {"host": "h"}}), "consul: this version has no such backend"),
         (json!({"zookeeper": {"hosts": "h"}}), "zookeeper: this version has no such backend"),
         (json!({"kubernetes": {"labels": {}}}), "kubernetes: this version has no such backend"),
         (json!({"exhibitor": {"hosts": "h"}}), "exhibitor: this version has no such backend"),
@@ -224,9 +223,50 @@ fn the_store_is_chosen_by_its_section() {
         let message = load_text(&file).unwrap_err().to_string();
         assert!(message.contains("build with: cargo build --features etcd"), "{message}");
     }
-    let (local, warnings) = loaded(json!({"consul": {"host": "h"}}));
+    if !cfg!(feature = "consul") {
+        let file = without(json!({"consul": {"host": "h"}})).to_string();
+        let message = load_text(&file).unwrap_err().to_string();
+        assert!(message.contains("build with: cargo build --features consul"), "{message}");
+    }
+    let (local, warnings) = loaded(json!({"zookeeper": {"hosts": "h"}}));
     assert_eq!(local.dcs.name(), "raft");
-    assert!(warnings[0].contains("consul: ignored"), "{warnings:?}");
+    assert!(warnings[0].contains("zookeeper: ignored"), "{warnings:?}");
+}
+
+/// Proves CFG-310, CFG-311, CFG-312 and CFG-313.
+#[cfg(feature = "consul")]
+#[test]
+fn consul_agents() {
+    for (section, hosts, https) in [
+        (json!({"host": "h"}), "h:8500", false),
+        (json!({"host": "h:99", "port": 7}), "h:99", false),
+        (json!({"host": "h", "port": 7, "scheme": "https"}), "h:7", true),
+        (json!({"url": "https://h:8501"}), "h:8501", true),
+        (json!({"hosts": ["a", "b:1"]}), "a:8500 b:1", false),
+        (json!({"token": "t"}), "127.0.0.1:8500", false),
+    ] {
+        let (local, warnings) = loaded(json!({"raft": null, "consul": section}));
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let DcsSection::Consul(consul) = local.dcs else { panic!("not consul") };
+        let found: Vec<String> = consul.hosts.iter().map(ToString::to_string).collect();
+        assert_eq!((found.join(" ").as_str(), consul.https), (hosts, https));
+        assert!(consul.verify);
+    }
+    let section = json!({"verify": false, "dc": "d2", "consistency": "stale", "checks": ["serfHealth"],
+        "cacert": "/ca", "cert": "/c", "key": "/k"});
+    let (local, _) = loaded(json!({"raft": null, "consul": section}));
+    let DcsSection::Consul(consul) = local.dcs else { panic!("not consul") };
+    assert_eq!(consul.consistency, ConsulConsistency::Stale);
+    assert_eq!((consul.verify, consul.dc.as_deref()), (false, Some("d2")));
+    assert_eq!(consul.checks, ["serfHealth"]);
+    let wrong = with(json!({"raft": null, "consul": {"host": "h:port"}})).to_string();
+    assert!(load_text(&wrong).unwrap_err().to_string().contains("consul.host"));
+    for odd in [json!({"consistency": "sure"}), json!({"scheme": "ftp"})] {
+        let (_, warnings) = loaded(json!({"raft": null, "consul": odd}));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+    }
+    let (_, warnings) = loaded(json!({"raft": null, "consul": {"register_service": true}}));
+    assert!(warnings[0].contains("consul.register_service"), "{warnings:?}");
 }
 
 fn merge_values(mut base: Value, over: Value) -> Value {
@@ -503,7 +543,12 @@ fn patronis_own_file_loads_without_a_warning() {
 fn the_examples_load_without_a_warning() {
     let raft = include_str!("../../config-examples/raft.yml");
     let etcd = include_str!("../../config-examples/etcd.yml");
-    for (text, compiled) in [(raft, cfg!(feature = "raft")), (etcd, cfg!(feature = "etcd"))] {
+    let consul = include_str!("../../config-examples/consul.yml");
+    for (text, compiled) in [
+        (raft, cfg!(feature = "raft")),
+        (etcd, cfg!(feature = "etcd")),
+        (consul, cfg!(feature = "consul")),
+    ] {
         if !compiled {
             assert!(load_text(text).unwrap_err().to_string().contains("cargo build --features"));
             continue;

@@ -84,8 +84,8 @@ async fn a_file_that_is_not_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_backend() {
-    let mut cluster = node(json!({"raft": null, "consul": {"host": "127.0.0.1:8500"}})).await;
-    refused(&mut cluster, &["node.yml", "consul"]).await;
+    let mut cluster = node(json!({"raft": null, "zookeeper": {"hosts": "127.0.0.1:2181"}})).await;
+    refused(&mut cluster, &["node.yml", "zookeeper"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -65,6 +65,33 @@ macro_rules! on_both_stores {
     };
 }
 
+/// The other stores pass the same conformance suite; here a few scenarios whole.
+mod consul {
+    use super::{Store, crashes, guard, planned};
+
+    const STORE: Store = Store::Consul { members: 1 };
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn switchover_to_and_fro() {
+        planned::switchover_to_and_fro(STORE).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn postmaster_killed_with_failover_at_once() {
+        crashes::postmaster_killed_with_failover_at_once(STORE).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn node_of_the_primary_killed() {
+        crashes::node_of_the_primary_killed(STORE).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn guard_stops_postgres_when_the_agent_is_frozen() {
+        guard::guard_stops_postgres_when_the_agent_is_frozen(STORE).await;
+    }
+}
+
 on_both_stores! {
     planned::bootstrap_of_three,
     planned::switchover_to_and_fro,

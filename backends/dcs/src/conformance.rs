@@ -111,6 +111,12 @@ pub trait Store: Send + Sync {
     /// How much later than the ttl an abandoned key may vanish. (DCS-T2)
     fn slack_ms(&self) -> u64;
 
+    /// Does a write of the bytes that stand there already make a new version? Where it does not,
+    /// such a write is none, and nobody can lose anything by it.
+    fn equal_bytes_are_a_write(&self) -> bool {
+        true
+    }
+
     /// The bytes in the store under a key of the cluster: `leader`, `members/pg1`.
     async fn raw(&self, key: &str) -> Result<Option<Vec<u8>>, Cannot>;
 

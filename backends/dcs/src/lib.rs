@@ -6,6 +6,8 @@
 //!
 //! What never enters: a store's client, a socket, a decision about leadership.
 
+#[cfg(feature = "copy")]
+pub mod copy;
 mod error;
 pub mod json;
 pub mod moment;

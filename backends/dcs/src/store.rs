@@ -48,6 +48,28 @@ pub enum Change {
     Everything,
 }
 
+impl Change {
+    /// What it means that this record's value went from one to the other; `key` is what follows the
+    /// cluster's prefix. The same owner of the leader key is a renewal, and no change.
+    pub fn of(key: &str, before: Option<&str>, after: Option<&str>) -> Option<Self> {
+        match key {
+            "initialize" => Some(Self::Initialize),
+            "config" => Some(Self::Config),
+            "leader" => (before != after).then_some(Self::Leader),
+            "status" | "optime/leader" => Some(Self::Status),
+            "sync" => Some(Self::Sync),
+            "failover" => Some(Self::Failover),
+            "history" => Some(Self::History),
+            "failsafe" => Some(Self::Failsafe),
+            other => {
+                let member = other.strip_prefix("members/")?;
+                let direct = !member.is_empty() && !member.contains('/');
+                direct.then(|| Self::Member(member.into()))
+            }
+        }
+    }
+}
+
 /// One cluster in one store, as seen by one member (or by an operator's tool, which never writes
 /// member or leader keys).
 ///

@@ -1,10 +1,10 @@
 //! Every record but the leader key: skipped when nothing changes, compared when asked to.
 
-use crate::copy::{Entry, version};
 use crate::endpoints::Failure;
 use crate::lock::read_in;
-use crate::store::Shared;
+use crate::store::{Entry, Shared};
 use etcd_client::{Compare, CompareOp, DeleteOptions, PutOptions, Txn, TxnOp};
+use hathi_dcs::copy::version;
 use hathi_dcs::{DcsError, Deadline, Expect, Version};
 
 impl Shared {

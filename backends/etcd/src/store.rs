@@ -1,7 +1,6 @@
 //! `Dcs` for etcd: which operation is which request.
 
 use crate::EtcdConfig;
-use crate::copy::{Copy, Entry, view_of};
 use crate::endpoints::{Answer, Endpoints, Failure};
 use crate::lease::Lease;
 use crate::watcher::Watcher;
@@ -9,6 +8,7 @@ use async_trait::async_trait;
 use etcd_client::{GetOptions, GetResponse, ResponseHeader, Txn, TxnResponse};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use hathi_dcs::copy::{self, view_of};
 use hathi_dcs::{
     Change, ClusterView, Dcs, DcsError, Deadline, Expect, Failover, Failsafe, Freshness, History,
     MemberData, MemberName, Scope, Status, Sync, Timing, Version, json,
@@ -18,13 +18,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+/// Leases are numbers.
+pub(crate) type Entry = copy::Entry<i64>;
+
 /// What the calls and the watch have in common.
 pub(crate) struct Shared {
     pub endpoints: Arc<Endpoints>,
     pub prefix: String,
     pub me: MemberName,
     pub lease: Lease,
-    pub copy: Copy,
+    pub copy: copy::Copy<i64>,
     /// The revision of the last write of mine: a copy without it is too old for me.
     own: AtomicI64,
     /// My records as I last wrote or read them, for when there is no living copy.
@@ -157,7 +160,7 @@ impl Etcd {
                 prefix: scope.prefix(),
                 me,
                 lease: Lease::new(timing),
-                copy: Copy::new(),
+                copy: copy::Copy::default(),
                 own: AtomicI64::new(0),
                 written: Mutex::new(HashMap::new()),
             }),

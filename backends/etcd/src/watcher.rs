@@ -8,8 +8,8 @@
 //! After an interruption everything is read again: one request, and nothing to know about
 //! compacted history or a store that was restored.
 
-use crate::copy::Entry;
 use crate::endpoints::Endpoint;
+use crate::store::Entry;
 use crate::store::{Shared, text};
 use crate::trouble::{Trouble, by_status, classify, whole_text};
 use etcd_client::{
@@ -218,20 +218,5 @@ fn take_in_one(shared: &Shared, event: &Event) -> Option<Change> {
     };
     let value = entry.as_ref().map(|entry| entry.value.clone());
     let before = shared.copy.apply(name, entry).map(|entry| entry.value);
-    match name {
-        "initialize" => Some(Change::Initialize),
-        "config" => Some(Change::Config),
-        // The same owner on a new lease is a renewal.
-        "leader" => (before != value).then_some(Change::Leader),
-        "status" | "optime/leader" => Some(Change::Status),
-        "sync" => Some(Change::Sync),
-        "failover" => Some(Change::Failover),
-        "history" => Some(Change::History),
-        "failsafe" => Some(Change::Failsafe),
-        other => {
-            let member = other.strip_prefix("members/")?;
-            let direct = !member.is_empty() && !member.contains('/');
-            direct.then(|| Change::Member(member.into()))
-        }
-    }
+    Change::of(name, before.as_deref(), value.as_deref())
 }

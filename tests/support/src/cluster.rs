@@ -5,7 +5,9 @@ use crate::network::{self, Machine, Network};
 use crate::ports::Place;
 use crate::process::{Process, alive, belonging_to, signal_pid, tail};
 use crate::rest::{self, Answer};
-use crate::{Etcd, EtcdOptions, EtcdVersion, osuser, ports, sql, wait, yaml};
+use crate::{
+    Consul, ConsulOptions, Etcd, EtcdOptions, EtcdVersion, osuser, ports, sql, wait, yaml,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::future::Future;
@@ -29,6 +31,8 @@ pub enum Store {
     Raft,
     /// A real etcd of this many members, started for the cluster.
     Etcd { members: usize },
+    /// A real Consul of this many servers, started for the cluster.
+    Consul { members: usize },
 }
 
 #[derive(Clone, Debug)]
@@ -108,6 +112,7 @@ impl Node {
 pub struct Cluster {
     pub nodes: Vec<Node>,
     pub etcd: Option<Etcd>,
+    pub consul: Option<Consul>,
     options: ClusterOptions,
     dir: tempfile::TempDir,
     _owner: Owner,
@@ -119,12 +124,19 @@ impl Cluster {
     /// Directories, files, ports and the store, but no agent yet.
     pub async fn prepare(options: ClusterOptions) -> Self {
         let etcd = match options.store {
-            Store::Raft => None,
+            Store::Raft | Store::Consul { .. } => None,
             Store::Etcd { members } => {
                 let etcd_options = EtcdOptions::new(options.etcd, members);
                 Some(Etcd::start_on(etcd_options, options.network.as_deref()).await)
             }
         };
+        let consul = match options.store {
+            Store::Consul { members } => {
+                Some(Consul::start(ConsulOptions { members, ..ConsulOptions::default() }).await)
+            }
+            Store::Raft | Store::Etcd { .. } => None,
+        };
+        let consul_hosts = consul.as_ref().map(Consul::hosts).unwrap_or_default();
         leftovers::clean("hathi-cluster-");
         let dir = osuser::server_dir("hathi-cluster-");
         let owner = Owner::of(dir.path()).expect("the lock of the run's directory");
@@ -157,6 +169,7 @@ impl Cluster {
                 let places =
                     yaml::Places { name: &name, dir: &at, host, clients, pg_port, rest_port };
                 let store = match (&options.store, &etcd) {
+                    (Store::Consul { .. }, _) => json!({"consul": {"hosts": consul_hosts}}),
                     (Store::Raft, _) | (_, None) => raft_section(&at, &raft, i),
                     (Store::Etcd { .. }, Some(etcd)) => json!({"etcd3": {"hosts": etcd.hosts()}}),
                 };
@@ -172,7 +185,7 @@ impl Cluster {
             })
             .collect();
         let started = Instant::now();
-        Self { nodes, etcd, options, dir, _owner: owner, hathi, started }
+        Self { nodes, etcd, consul, options, dir, _owner: owner, hathi, started }
     }
 
     /// Starts everything and waits until one leads and all others stream from it.

@@ -9,6 +9,7 @@ pub mod certs;
 pub mod chaos;
 pub mod check;
 pub mod cluster;
+pub mod consul;
 pub mod etcd;
 pub mod leftovers;
 pub mod network;
@@ -23,6 +24,7 @@ pub mod writers;
 pub mod yaml;
 
 pub use cluster::{Agent, Cluster, ClusterOptions, Node, Store};
+pub use consul::{Consul, ConsulOptions};
 pub use etcd::{Etcd, EtcdOptions, EtcdVersion};
 pub use network::Network;
 pub use writers::Writers;

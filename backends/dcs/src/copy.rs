@@ -1,9 +1,9 @@
 //! The cluster as a living watch shows it, so that an idle member costs the store no reads.
 //!
 //! It is only believed while the watch lives, and only once it has everything this process itself
-//! wrote; in every other case the store is asked. (DCS-084, [`hathi_dcs::Freshness::Watched`])
+//! wrote; in every other case the store is asked. (DCS-084, [`crate::Freshness::Watched`])
 
-use hathi_dcs::{ClusterView, Deadline, Version, ViewBuilder};
+use crate::{ClusterView, Deadline, Version, ViewBuilder};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,23 +12,24 @@ use tokio::time::timeout;
 
 /// One key as it stands in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry<L> {
     pub value: String,
     /// The revision of its last write.
     pub version: i64,
-    pub lease: i64,
+    /// The lease or session it hangs on.
+    pub lease: L,
 }
 
-#[derive(Default)]
-struct Inner {
+struct Inner<L> {
     alive: bool,
     revision: i64,
     /// By the part of the key after the cluster's prefix.
-    keys: BTreeMap<String, Entry>,
+    keys: BTreeMap<String, Entry<L>>,
 }
 
-pub(crate) struct Copy {
-    inner: Mutex<Inner>,
+/// What a watch feeds; `L` is how the store names its leases.
+pub struct Copy<L> {
+    inner: Mutex<Inner<L>>,
     /// Changes whenever `inner` does.
     stirred: watch::Sender<()>,
 }
@@ -36,17 +37,20 @@ pub(crate) struct Copy {
 /// How long my own write may take to come back through the watch before the store is asked.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-impl Copy {
-    pub fn new() -> Self {
-        Self { inner: Mutex::new(Inner::default()), stirred: watch::Sender::new(()) }
+impl<L> Default for Copy<L> {
+    fn default() -> Self {
+        let nothing = Inner { alive: false, revision: 0, keys: BTreeMap::new() };
+        Self { inner: Mutex::new(nothing), stirred: watch::Sender::new(()) }
     }
+}
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+impl<L: Clone> Copy<L> {
+    fn inner(&self) -> MutexGuard<'_, Inner<L>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new reading; not believed before [`Copy::lives`].
-    pub fn replace(&self, revision: i64, keys: BTreeMap<String, Entry>) {
+    pub fn replace(&self, revision: i64, keys: BTreeMap<String, Entry<L>>) {
         *self.inner() = Inner { alive: false, revision, keys };
     }
 
@@ -62,7 +66,7 @@ impl Copy {
     }
 
     /// Takes over what the watch said; `None` is a deletion. Gives back what stood there before.
-    pub fn apply(&self, key: &str, entry: Option<Entry>) -> Option<Entry> {
+    pub fn apply(&self, key: &str, entry: Option<Entry<L>>) -> Option<Entry<L>> {
         let mut inner = self.inner();
         match entry {
             Some(entry) => inner.keys.insert(key.to_owned(), entry),
@@ -79,7 +83,7 @@ impl Copy {
     }
 
     /// What stands under a key, if the copy may be believed and has revision `own`.
-    pub fn entry(&self, key: &str, own: i64) -> Option<Option<Entry>> {
+    pub fn entry(&self, key: &str, own: i64) -> Option<Option<Entry<L>>> {
         let inner = self.inner();
         (inner.alive && inner.revision >= own).then(|| inner.keys.get(key).cloned())
     }
@@ -105,7 +109,8 @@ impl Copy {
     }
 }
 
-pub(crate) fn view_of(keys: &BTreeMap<String, Entry>) -> ClusterView {
+/// The view of these keys.
+pub fn view_of<L>(keys: &BTreeMap<String, Entry<L>>) -> ClusterView {
     let mut builder = ViewBuilder::default();
     for (key, entry) in keys {
         builder.put(key, &entry.value, version(entry.version));
@@ -113,8 +118,8 @@ pub(crate) fn view_of(keys: &BTreeMap<String, Entry>) -> ClusterView {
     builder.build()
 }
 
-/// etcd counts revisions from 1; they are never negative.
-pub(crate) fn version(revision: i64) -> Version {
+/// Stores count revisions from 1; they are never negative.
+pub fn version(revision: i64) -> Version {
     Version(u64::try_from(revision).unwrap_or(0))
 }
 
@@ -122,13 +127,13 @@ pub(crate) fn version(revision: i64) -> Version {
 mod tests {
     use super::*;
 
-    fn entry(value: &str, version: i64) -> Entry {
+    fn entry(value: &str, version: i64) -> Entry<i64> {
         Entry { value: value.to_owned(), version, lease: 0 }
     }
 
     #[tokio::test]
     async fn only_a_living_copy_that_has_my_writes_is_believed() {
-        let copy = Copy::new();
+        let copy = Copy::default();
         let by = Deadline::in_ms(1_000);
         assert!(copy.view(0, by).await.is_none(), "nothing read yet");
         copy.replace(5, [("leader".to_owned(), entry("a", 5))].into());

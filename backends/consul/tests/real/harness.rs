@@ -1,0 +1,209 @@
+//! Real Consul as the suite wants it.
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hathi_consul::{Consul as Backend, ConsulConfig};
+use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store, Target};
+use hathi_dcs::{Dcs, MemberName, Scope, Timing};
+use hathi_test_support::{Consul, ConsulOptions};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::sync::{Mutex, OnceCell};
+
+pub fn config(consul: &Consul) -> ConsulConfig {
+    ConsulConfig { hosts: consul.hosts(), ..ConsulConfig::default() }
+}
+
+pub fn backend(config: ConsulConfig, me: &str, timing: Timing) -> Arc<Backend> {
+    Backend::new(config, Scope::new("service", "batman"), MemberName::from(me), timing)
+}
+
+pub const TIMING: Timing = Timing { ttl: 20, loop_wait: 1, retry_timeout: 3 };
+
+pub struct ConsulHarness {
+    members: usize,
+    healthy: OnceCell<Arc<Mutex<Consul>>>,
+    scopes: AtomicU32,
+}
+
+impl ConsulHarness {
+    pub fn new(members: usize) -> Arc<Self> {
+        Arc::new(Self { members, healthy: OnceCell::new(), scopes: AtomicU32::new(0) })
+    }
+
+    async fn start(&self, proxied: bool) -> Arc<Mutex<Consul>> {
+        let members = self.members;
+        let session_ttl_min = Some("200ms");
+        let options =
+            ConsulOptions { members, proxied, session_ttl_min, ..ConsulOptions::default() };
+        Arc::new(Mutex::new(Consul::start(options).await))
+    }
+}
+
+#[async_trait]
+impl Harness for ConsulHarness {
+    fn label(&self) -> String {
+        format!("Consul 1.8, {} server(s)", self.members)
+    }
+
+    async fn fresh(&self, needs: Needs) -> Box<dyn Store> {
+        let consul = match needs {
+            Needs::Health => self.healthy.get_or_init(|| self.start(false)).await.clone(),
+            Needs::Faults => self.start(false).await,
+            Needs::LostAnswers => self.start(true).await,
+        };
+        // A name that is the beginning of another one's must not matter.
+        let scope = format!("batman{}", self.scopes.fetch_add(1, Ordering::Relaxed));
+        let config = config(&*consul.lock().await);
+        Box::new(ConsulStore {
+            consul,
+            config,
+            scope,
+            members: self.members,
+            hit: Mutex::new(None),
+        })
+    }
+
+    fn parallel(&self) -> usize {
+        6
+    }
+}
+
+enum Hit {
+    Paused(usize),
+    Killed,
+}
+
+struct ConsulStore {
+    consul: Arc<Mutex<Consul>>,
+    config: ConsulConfig,
+    scope: String,
+    members: usize,
+    hit: Mutex<Option<Hit>>,
+}
+
+impl ConsulStore {
+    async fn listed(&self, key: &str) -> Option<Value> {
+        let path = format!("/v1/kv/service/{}/{key}?consistent", self.scope);
+        let consul = self.consul.lock().await;
+        let answer = consul.request("GET", &path, None).await.expect("a healthy Consul");
+        (answer.status == 200).then(|| answer.json()[0].clone())
+    }
+
+    async fn one(&self, target: Target) -> Result<usize, Cannot> {
+        if self.members < 3 {
+            return Err(Cannot("it has one member only"));
+        }
+        let leader =
+            self.consul.lock().await.leader().await.expect("a healthy Consul has a leader");
+        Ok(match target {
+            Target::Leader => leader,
+            // The handles talk to the first.
+            Target::Follower if leader != 0 => 0,
+            Target::Follower => 1,
+        })
+    }
+}
+
+#[async_trait]
+impl Store for ConsulStore {
+    async fn open(&self, me: &str, timing: Timing) -> Arc<dyn Dcs> {
+        let scope = Scope::new("service", &self.scope);
+        Backend::new(self.config.clone(), scope, MemberName::from(me), timing)
+    }
+
+    fn members(&self) -> usize {
+        self.members
+    }
+
+    fn slack_ms(&self) -> u64 {
+        1_500
+    }
+
+    fn equal_bytes_are_a_write(&self) -> bool {
+        false
+    }
+
+    async fn raw(&self, key: &str) -> Result<Option<Vec<u8>>, Cannot> {
+        let found = self.listed(key).await;
+        Ok(found
+            .map(|kv| STANDARD.decode(kv["Value"].as_str().unwrap_or_default()).expect("base64")))
+    }
+
+    async fn put_raw(&self, key: &str, value: &str) -> Outcome {
+        let key = format!("service/{}/{key}", self.scope);
+        let op = json!([{"KV": {"Verb": "set", "Key": key, "Value": STANDARD.encode(value)}}]);
+        let consul = self.consul.lock().await;
+        let answer = consul.request("PUT", "/v1/txn", Some(&op)).await.expect("a healthy Consul");
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        Ok(())
+    }
+
+    async fn inflict(&self, fault: Fault) -> Outcome {
+        match fault {
+            Fault::PauseAll => self.consul.lock().await.pause(),
+            Fault::ResumeAll => self.consul.lock().await.resume(),
+            Fault::PauseOne(target) => {
+                let which = self.one(target).await?;
+                self.consul.lock().await.pause_member(which);
+                *self.hit.lock().await = Some(Hit::Paused(which));
+            }
+            Fault::KillOne(target) => {
+                let which = self.one(target).await?;
+                self.consul.lock().await.kill_member(which);
+                *self.hit.lock().await = Some(Hit::Killed);
+            }
+            Fault::RestoreOne => {
+                let mut consul = self.consul.lock().await;
+                match self.hit.lock().await.take() {
+                    Some(Hit::Paused(which)) => consul.resume_member(which),
+                    Some(Hit::Killed) => consul.start_all(),
+                    None => panic!("nothing was hit"),
+                }
+                consul.ready().await;
+            }
+            Fault::KillMajority => {
+                if self.members < 3 {
+                    return Err(Cannot("it has one member only"));
+                }
+                let mut consul = self.consul.lock().await;
+                consul.kill_member(0);
+                consul.kill_member(2);
+            }
+            Fault::KillAll => self.consul.lock().await.kill_all(),
+            Fault::StartAll => {
+                let mut consul = self.consul.lock().await;
+                consul.start_all();
+                consul.ready().await;
+            }
+            Fault::LoseLease(name) => {
+                let mut session = String::new();
+                for key in ["leader".to_owned(), format!("members/{name}")] {
+                    let found = self.listed(&key).await.unwrap_or_default();
+                    let id = found["Session"].as_str().unwrap_or_default();
+                    if session.is_empty() {
+                        id.clone_into(&mut session);
+                    }
+                }
+                let path = format!("/v1/session/destroy/{session}");
+                let consul = self.consul.lock().await;
+                let gone = consul.request("PUT", &path, None).await.expect("a healthy Consul");
+                assert_eq!(gone.body.trim(), "true", "the member has a session");
+            }
+            Fault::HoldAnswers => {
+                self.consul.lock().await.proxies().for_each(|proxy| proxy.hold_answers(true));
+            }
+            Fault::ReleaseAnswers => {
+                self.consul.lock().await.proxies().for_each(|proxy| proxy.hold_answers(false));
+            }
+            Fault::CutAnswer(passing) => {
+                self.consul.lock().await.proxies().for_each(|proxy| proxy.cut_answer(passing));
+            }
+            // Consul keeps no history; what is left of the fault is the cut.
+            Fault::Compact => self.consul.lock().await.proxies().for_each(|proxy| proxy.cut_all()),
+        }
+        Ok(())
+    }
+}
