@@ -156,6 +156,7 @@ pub fn for_core(local: &Local, now: &Settings) -> ha::settings::Settings {
             .as_ref()
             .map(|remote| standby_cluster(remote, database)),
         primary_stop_timeout: now.primary_stop_timeout,
+        primary_restart_limit: now.primary_restart_limit,
         primary_race_backoff: now.primary_race_backoff,
     }
 }

@@ -58,6 +58,7 @@ const DYNAMIC: &str = "
 ttl loop_wait retry_timeout maximum_lag_on_failover maximum_lag_on_syncnode max_timelines_history
 primary_start_timeout master_start_timeout primary_stop_timeout master_stop_timeout
 primary_race_backoff
+primary_restart_limit
 synchronous_mode synchronous_mode_strict synchronous_node_count failsafe_mode check_timeline pause
 member_slots_ttl slots.** permanent_slots.** permanent_replication_slots.** ignore_slots
 standby_cluster.host standby_cluster.port standby_cluster.restore_command

@@ -25,6 +25,8 @@ pub struct Settings {
     pub primary_stop_timeout: u32,
     /// Seconds; 0: the race begins at once. (CFG-420)
     pub primary_race_backoff: u32,
+    /// (CFG-490)
+    pub primary_restart_limit: u32,
     /// Off in a standby cluster. (CFG-268, CFG-282)
     pub synchronous_mode: SynchronousMode,
     pub synchronous_mode_strict: bool,

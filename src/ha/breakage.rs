@@ -48,6 +48,8 @@ pub enum Breakage {
     RestartOutlivesTheLease,
     /// A restart goes on although the lock is gone. (HA-163)
     RestartIgnoresTheLoss,
+    /// An empty `initialize` is taken over without waiting. (HA-308, INV-22)
+    BootstrapIsTakenOver,
     /// The leader throws its own data away when asked to reinitialise. (HA-055, INV-20)
     LeaderReinitializes,
 }

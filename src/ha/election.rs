@@ -1,5 +1,6 @@
 //! Nobody holds the lock: may I take it? (section 8 of docs/spec/ha-loop.md)
 
+use crate::ha::backoff;
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::leader::enforce_primary;
 use crate::ha::manual::{self, PROBE_MS};
@@ -14,6 +15,9 @@ use std::collections::BTreeMap;
 
 /// Section 8: nobody holds the lock and PostgreSQL runs here.
 pub async fn without_leader(turn: &mut Turn<'_>) -> Decided {
+    if let Some(decided) = backoff::postpone(turn) {
+        return decided;
+    }
     match healthiest(turn).await {
         Ok(()) => {}
         Err((rule, why)) => {

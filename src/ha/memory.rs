@@ -60,6 +60,16 @@ pub enum AfterPromotion {
     CheckpointRuns,
 }
 
+/// A cluster without a leader, as a standby sees it from its WAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaderless {
+    pub since: Millis,
+    /// The last two looks at the position that were a second apart.
+    pub looked_at: Millis,
+    pub lsn: hathi_dcs::Lsn,
+    pub wal_arrives: bool,
+}
+
 /// The long task that runs. (section 16 of docs/spec/ha-loop.md)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
@@ -84,10 +94,19 @@ pub struct Memory {
     /// A start of dead PostgreSQL was ordered and not yet judged. (HA-054)
     pub recovering: bool,
     pub rewind: Rewind,
+    /// Runs of pg_rewind in a row that failed. (HA-315)
+    pub rewinds_failed: u32,
     /// When a standby that does not stream asked last whether it can. (PG-143)
     pub rewind_asked_at: Millis,
     /// Single-user recovery was tried in this outage. (HA-044)
     pub recovered_in_single_user_mode: bool,
+    /// Crashes of the primary that were answered by a start in place, not older than
+    /// `primary_start_timeout`. (HA-313)
+    pub crashes: Vec<Millis>,
+    /// Since when nobody leads, and whether WAL still arrives. (CFG-420)
+    pub leaderless: Option<Leaderless>,
+    /// This version of `initialize` is empty and nobody seems to be at it, since then. (HA-308)
+    pub abandoned: Option<(Version, Millis)>,
     /// The key was given up because a promotion was refused here. (HA-083)
     pub released_at: Option<Millis>,
     pub after_promotion: AfterPromotion,

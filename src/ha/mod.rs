@@ -20,6 +20,7 @@
 //! journal: the last turns and why; record: a turn written down so that it can be run again
 //! ```
 
+mod backoff;
 pub mod breakage;
 mod election;
 mod follower;

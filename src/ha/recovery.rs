@@ -91,6 +91,12 @@ async fn crashed_primary(
         let line = "stopped PostgreSQL to fail over after a crash";
         return Some(give_up_the_key(turn, line).await);
     }
+    if crashed_too_often(turn) && leader::someone_can_take_over(turn).await {
+        turn.because("HA-313", "it crashed too often, and somebody can take over");
+        turn.memory.crashes.clear();
+        let line = "stopped PostgreSQL to fail over after several crashes";
+        return Some(give_up_the_key(turn, line).await);
+    }
     let control = control?;
     let was_primary = matches!(turn.pg.role, Role::Primary | Role::Promoted);
     let restartable = matches!(
@@ -117,8 +123,21 @@ async fn crashed_primary(
     }
     turn.because("HA-043", "a crashed primary with the lock starts in place");
     turn.memory.recovering = true;
+    if settings.primary_restart_limit > 0 {
+        let now = turn.now();
+        turn.memory.crashes.push(now);
+    }
     let by = turn.now().plus(u64::from(settings.primary_start_timeout) * 1000);
     Some(Decided::task("starting primary after failure", Task::StartAsPrimary { by }))
+}
+
+/// HA-313: no more starts in place than the operator allows within `primary_start_timeout`.
+fn crashed_too_often(turn: &mut Turn<'_>) -> bool {
+    let limit = turn.settings.primary_restart_limit as usize;
+    let window = u64::from(turn.settings.primary_start_timeout) * 1000;
+    let now = turn.now();
+    turn.memory.crashes.retain(|at| now.since(*at) <= window);
+    limit > 0 && turn.memory.crashes.len() >= limit
 }
 
 /// PostgreSQL is dead: nothing is written here any more. (INV-23)
@@ -168,6 +187,11 @@ async fn start_as_standby(turn: &mut Turn<'_>) -> Decided {
         && let Some(decided) = rewind_if_needed(turn, leader, false).await
     {
         return decided;
+    }
+    if leader.is_none() && turn.memory.rewind.was_executed() {
+        // Without the log of the one it was rewound to it would start for ever.
+        turn.because("HA-315", "after a rewind it starts behind a leader only");
+        return Decided::line("waiting for a leader after a rewind");
     }
     let upstream = leader.as_ref().and_then(|name| turn.upstream(name));
     if leader.is_some() && upstream.is_none() {

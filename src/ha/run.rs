@@ -113,6 +113,8 @@ enum Urgency {
 const SOON_MS: u64 = 100;
 /// Turns nobody asked for are at least this far apart.
 const BREATH_MS: u64 = 20;
+/// Runs of pg_rewind before it counts as failed.
+const REWIND_ATTEMPTS: u32 = 3;
 /// Orders that may wait for their turn.
 const MOST_ORDERS: usize = 16;
 
@@ -408,7 +410,17 @@ async fn note(
         Kind::Clone => memory.rewind = Rewind::NotAsked,
         Kind::Rewind => {
             memory.recovering = !failed;
-            memory.rewind = if failed { Rewind::Failed } else { Rewind::Succeeded };
+            memory.rewinds_failed =
+                if failed { memory.rewinds_failed.saturating_add(1) } else { 0 };
+            // What the leader or the network spoiled may work the next time. (HA-315)
+            memory.rewind = match (failed, memory.rewinds_failed < REWIND_ATTEMPTS) {
+                (false, _) => Rewind::Succeeded,
+                (true, true) => Rewind::Needed,
+                (true, false) => {
+                    memory.rewinds_failed = 0;
+                    Rewind::Failed
+                }
+            };
         }
         Kind::Demote => memory.rewind.ask(),
         Kind::Promote
@@ -535,4 +547,48 @@ fn publish(
         watchdog_failed: ports.watchdog.unhealthy().is_some(),
         scheduled_restart: memory.scheduled_restart.as_ref().map(restart::Planned::to_wire),
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Proves HA-180, HA-300 and HA-302 (what an event is worth), HA-317 (our own record is no news).
+    #[test]
+    fn what_an_event_is_worth() {
+        let me = MemberName::from("a");
+        for (event, urgency) in [
+            (Event::Store(Change::Leader), Urgency::Now),
+            (Event::Store(Change::Failover), Urgency::Now),
+            (Event::Store(Change::Config), Urgency::Now),
+            (Event::Store(Change::Sync), Urgency::Now),
+            (Event::Store(Change::Initialize), Urgency::Now),
+            (Event::Store(Change::Everything), Urgency::Now),
+            (Event::Store(Change::Member("b".into())), Urgency::Soon),
+            (Event::Store(Change::Member("a".into())), Urgency::None),
+            (Event::Store(Change::Status), Urgency::None),
+            (Event::Store(Change::History), Urgency::None),
+            (Event::PostmasterExited, Urgency::Now),
+            (Event::Lease, Urgency::Now),
+            (Event::Poke("an operator's order"), Urgency::Now),
+            (Event::Shutdown, Urgency::Now),
+        ] {
+            assert_eq!(weigh(&event, &me), urgency, "{event:?}");
+        }
+    }
+
+    /// Proves REST-225 (orders wait in a bounded queue; who finds it full is told at once).
+    #[test]
+    fn orders_wait_in_a_bounded_queue() {
+        let (events, _queue) = Events::new();
+        let mut answers: Vec<_> =
+            (0..MOST_ORDERS).map(|_| events.order(Wish::CancelRestart)).collect();
+        let mut one_more = events.order(Wish::CancelRestart);
+        assert!(one_more.try_recv().is_err(), "refused");
+        assert!(answers.iter_mut().all(|answer| answer.try_recv() == Ok(None)), "these wait");
+        let order = events.next_order().expect("the first");
+        let answer = Answer::new(404, "no restarts are scheduled");
+        let _ = order.reply.send(answer.clone());
+        assert_eq!(answers[0].try_recv(), Ok(Some(answer)));
+    }
 }

@@ -47,6 +47,9 @@ pub struct Settings {
     pub standby_cluster: Option<StandbyCluster>,
     /// Seconds a stop may take before it turns immediate; 0: no limit. (HA-106, CFG-267)
     pub primary_stop_timeout: u32,
+    /// Crashes within `primary_start_timeout` after which it is not started in place again if
+    /// somebody can take over; 0: no limit. (HA-313, CFG-490)
+    pub primary_restart_limit: u32,
     /// Seconds the leader race waits while WAL still arrives; 0: none. (CFG-420)
     pub primary_race_backoff: u32,
 }

@@ -8,7 +8,7 @@ use crate::ha::member;
 use crate::ha::memory::Memory;
 use crate::ha::ports::{Ports, Stop, StopMode, StopStep};
 use crate::ha::run::Exit;
-use crate::ha::task::{Context, Report, stop_and_release, unwatch};
+use crate::ha::task::{Context, Report, stop_and_release, stop_limit, unwatch};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::stream::StreamExt;
@@ -80,7 +80,7 @@ async fn stop_postgres(
         let view = memory.view.as_ref().map(|(view, _)| view.clone()).unwrap_or_default();
         let context = Context { ports: ports.clone(), lease: lease.clone(), view };
         let handed_over =
-            with_progress(ports, lease, stop_and_release(&context, false, None)).await;
+            with_progress(ports, lease, stop_and_release(&context, false, stop_limit(ports))).await;
         if let Err(why) = handed_over {
             // PostgreSQL down and the key not given up is an orderly end: the key runs out.
             let now = ports.clock.now();

@@ -6,7 +6,7 @@ use crate::ha::ports::{DataDir, Server, Upstream};
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
 use crate::ha::{leader, request};
-use hathi_dcs::{DcsError, Expect, Role, State};
+use hathi_dcs::{DcsError, Expect, Millis, Role, State, Version};
 
 /// How soon a starting server is looked at again.
 const STARTING_MS: u64 = 500;
@@ -84,17 +84,27 @@ async fn bootstrap(turn: &mut Turn<'_>) -> Decided {
         let line = format!("trying to bootstrap from '{}'", source.name);
         return Decided::task(line, Task::Clone { source, follow });
     }
-    if turn.view.is_bootstrapping() {
-        return Decided::line("waiting for leader to bootstrap");
-    }
-    let absent = turn.view.initialize.is_none();
-    if !absent || turn.settings.nofailover || !turn.settings.may_bootstrap {
-        return Decided::line("waiting for leader to bootstrap");
+    let waits = Decided::line("waiting for leader to bootstrap");
+    let expect = match turn.view.initialize.as_deref() {
+        None => Expect::Absent,
+        Some("") => match abandoned(turn) {
+            Abandoned::Since(version) => Expect::Version(version),
+            Abandoned::PerhapsAt(at) => return waits.again_at(at),
+            Abandoned::No => return waits,
+        },
+        Some(_) => return waits,
+    };
+    if turn.settings.nofailover || !turn.settings.may_bootstrap {
+        return waits;
     }
     let by = turn.store_deadline();
-    match turn.ports.dcs.write_initialize("", Expect::Absent, by).await {
+    match turn.ports.dcs.write_initialize("", expect, by).await {
         Ok(()) => {
             turn.because("HA-030", "won the race for initialize");
+            // Whose it is at the end is told by its version. (HA-308)
+            if !turn.read_again().await || !turn.view.is_bootstrapping() {
+                return Decided::line("won the race for initialize, and cannot read it");
+            }
             turn.memory.bootstrapping = true;
             Decided::task("trying to bootstrap a new cluster", Task::Bootstrap)
         }
@@ -106,6 +116,65 @@ async fn bootstrap(turn: &mut Turn<'_>) -> Decided {
             turn.memory.want_latest = true;
             Decided::line(format!("the race for initialize has no known outcome: {error}"))
         }
+    }
+}
+
+/// Is an empty `initialize` left over from somebody who died?
+enum Abandoned {
+    No,
+    /// Not long enough to say; look then.
+    PerhapsAt(Millis),
+    /// Nobody is at it: whoever replaces this version takes it over.
+    Since(Version),
+}
+
+/// HA-308: for a whole ttl and two turns no member was seen that could be at it, or that has data.
+fn abandoned(turn: &mut Turn<'_>) -> Abandoned {
+    let Some(version) = turn.view.initialize_version else { return Abandoned::No };
+    let me = turn.me().clone();
+    let others = turn.view.members.iter().filter(|member| member.name != me);
+    let busy = others.into_iter().any(|member| !is_idle(member.data.state));
+    let now = turn.now();
+    if broken(Breakage::BootstrapIsTakenOver) {
+        return Abandoned::Since(version);
+    }
+    if busy {
+        turn.memory.abandoned = None;
+        return Abandoned::No;
+    }
+    // Another version is another bootstrapper: its time begins anew.
+    let since = match turn.memory.abandoned {
+        Some((seen, since)) if seen == version => since,
+        Some(_) | None => now,
+    };
+    turn.memory.abandoned = Some((version, since));
+    let timing = turn.settings.timing;
+    let sure_at = since.plus(timing.ttl_ms() + 2 * timing.loop_wait_ms());
+    if now < sure_at {
+        return Abandoned::PerhapsAt(sure_at);
+    }
+    turn.because("HA-308", "initialize is empty and nobody creates the cluster");
+    Abandoned::Since(version)
+}
+
+/// A member that has nothing and does nothing.
+fn is_idle(state: Option<State>) -> bool {
+    match state {
+        None | Some(State::Stopped | State::InitdbFailed | State::CustomBootstrapFailed) => true,
+        Some(
+            State::Initdb
+            | State::CustomBootstrap
+            | State::CreatingReplica
+            | State::Running
+            | State::Starting
+            | State::BootstrapStarting
+            | State::StartFailed
+            | State::Restarting
+            | State::RestartFailed
+            | State::Stopping
+            | State::StopFailed
+            | State::Crashed,
+        ) => false,
     }
 }
 

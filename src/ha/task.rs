@@ -9,9 +9,12 @@ use crate::ha::ports::{
     ControlState, CopyBy, PgError, Ports, Postgres, Start, Started, Stop, StopMode, StopStep,
     Upstream,
 };
+use crate::ha::settings::SynchronousMode;
 use crate::ha::{member, restart};
 use futures::stream::StreamExt;
-use hathi_dcs::{ClusterView, DcsError, Deadline, Expect, Lsn, Millis, Role, State, Status};
+use hathi_dcs::{
+    ClusterView, DcsError, Deadline, Expect, Freshness, Lsn, Millis, Role, State, Status, SystemId,
+};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -230,47 +233,74 @@ fn start_deadline(context: &Context) -> Deadline {
 async fn bootstrap(context: &Context) -> Outcome {
     let ports = &context.ports;
     if let Err(error) = ports.postgres.bootstrap().await {
-        return cancel_bootstrap(context, &error.to_string()).await;
+        return cancel_bootstrap(context, &error.to_string(), None).await;
     }
     ports.postgres.set_role(Role::Primary);
     if let Err(error) = ports.postgres.post_bootstrap().await {
-        return cancel_bootstrap(context, &error.to_string()).await;
+        return cancel_bootstrap(context, &error.to_string(), None).await;
     }
     if let Some(why) = ports.fence.broken() {
-        return cancel_bootstrap(context, &format!("the guard does not work: {why}")).await;
+        return cancel_bootstrap(context, &format!("the guard does not work: {why}"), None).await;
     }
     // The key is taken in a moment, and nobody else can before. (PG-112)
     let until = ports.clock.now().plus(worth_ms(ports.configuration.settings().timing));
     if let Err(why) = ports.watchdog.activate(until) {
-        return cancel_bootstrap(context, &format!("the watchdog does not work: {why}")).await;
+        return cancel_bootstrap(context, &format!("the watchdog does not work: {why}"), None)
+            .await;
     }
     let seen = ports.postgres.observe(Deadline(ports.clock.now().plus(2_000))).await;
     let Some(system_id) = seen.system_id else {
-        return cancel_bootstrap(context, "the new cluster has no system identifier").await;
+        return cancel_bootstrap(context, "the new cluster has no system identifier", None).await;
     };
     let finished: Result<(), DcsError> = async {
         let by = store_deadline(context);
-        ports.dcs.write_initialize(system_id.as_str(), Expect::Anything, by).await?;
+        // Mine still? Somebody may have taken me for dead. (HA-308, INV-22)
+        let mine = context.view.initialize_version.filter(|_| context.view.is_bootstrapping());
+        let expect = mine.map_or(Expect::Anything, Expect::Version);
+        ports.dcs.write_initialize(system_id.as_str(), expect, by).await?;
         ports.dcs.write_config(&ports.configuration.dynamic(), Expect::Anything, by).await?;
         context.lease.take(ports, by).await
     }
     .await;
     match finished {
         Ok(()) => Outcome::Done,
-        Err(error) => cancel_bootstrap(context, &error.to_string()).await,
+        // It belongs to somebody else now: only what is here is cleared away.
+        Err(DcsError::Conflict { key }) if key.ends_with("initialize") => {
+            let why = "another member was faster";
+            clear_bootstrap(context).await;
+            Outcome::Fatal(format!("failed to bootstrap the cluster: {why}"))
+        }
+        Err(error) => cancel_bootstrap(context, &error.to_string(), Some(&system_id)).await,
     }
 }
 
 /// HA-032: leaves the field to others. The key goes first only after PostgreSQL is gone.
-async fn cancel_bootstrap(context: &Context, why: &str) -> Outcome {
+async fn cancel_bootstrap(context: &Context, why: &str, made: Option<&SystemId>) -> Outcome {
+    clear_bootstrap(context).await;
+    if initialize_is_mine(context, made).await {
+        let _ = context.ports.dcs.delete_initialize(store_deadline(context)).await;
+    }
+    Outcome::Fatal(format!("failed to bootstrap the cluster: {why}"))
+}
+
+/// What somebody else put there since is not ours to delete. (HA-308)
+async fn initialize_is_mine(context: &Context, made: Option<&SystemId>) -> bool {
+    let read = context.ports.dcs.load(Freshness::Latest, store_deadline(context)).await;
+    let Ok(view) = read else { return false };
+    match view.initialize.as_deref() {
+        None => false,
+        Some("") => view.initialize_version == context.view.initialize_version,
+        Some(text) => made.is_some_and(|made| made.as_str() == text),
+    }
+}
+
+async fn clear_bootstrap(context: &Context) {
     let ports = &context.ports;
     let retry = ports.configuration.settings().timing.retry_timeout_ms();
     let immediate_at = Some(ports.clock.now().plus(retry));
     stopped(ports, Stop { mode: StopMode::Immediate, checkpoint: false, immediate_at }).await;
     // Best effort on the way out: each failure is visible in the store or on the disk.
     let _ = ports.postgres.set_data_dir_aside().await;
-    let _ = ports.dcs.delete_initialize(store_deadline(context)).await;
-    Outcome::Fatal(format!("failed to bootstrap the cluster: {why}"))
 }
 
 async fn clone(context: &Context, source: &Upstream, upstream: &Upstream, by: CopyBy) -> Outcome {
@@ -364,6 +394,15 @@ pub fn unwatch(ports: &Ports, step: &StopStep) {
     }
 }
 
+/// When the planned stop of a primary turns immediate: only a synchronous cluster has a limit, since
+/// only there nothing is lost by it. (HA-106, PG-047)
+pub fn stop_limit(ports: &Ports) -> Option<Millis> {
+    let settings = ports.configuration.settings();
+    let limited = settings.synchronous.mode != SynchronousMode::Off;
+    let limit = u64::from(settings.primary_stop_timeout) * 1000;
+    (limited && limit > 0).then(|| ports.clock.now().plus(limit))
+}
+
 /// Stops PostgreSQL; `None` when it is gone, else why it is not.
 pub async fn stopped(ports: &Ports, how: Stop) -> Option<String> {
     let mut steps = ports.postgres.stop(how);
@@ -385,7 +424,8 @@ async fn demote(context: &Context, how: Demotion) -> Outcome {
     let ports = &context.ports;
     match how {
         Demotion::Graceful => {
-            let handed_over = stop_and_release(context, true, None).await;
+            let limit = stop_limit(ports);
+            let handed_over = stop_and_release(context, true, limit).await;
             ports.postgres.set_role(Role::Demoted);
             match handed_over {
                 Ok(()) => Outcome::Done,

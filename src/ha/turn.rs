@@ -193,6 +193,12 @@ fn remember(ports: &Ports, memory: &mut Memory, view: &Arc<ClusterView>) {
     if view.leader.is_some() || memory.old_view.is_none() {
         memory.old_view = Some(view.clone());
     }
+    if view.leader.is_some() {
+        memory.leaderless = None;
+    }
+    if view.leader.is_some() || !view.is_bootstrapping() {
+        memory.abandoned = None;
+    }
     memory.view = Some((view.clone(), ports.clock.now()));
 }
 
@@ -461,6 +467,9 @@ impl Turn<'_> {
             // A store that is slow to take the record must not hold up what was decided: the task
             // begins, and the turn after it publishes. (HA-317)
             return decided.again_at(self.now());
+        }
+        if self.view.member(self.me()).is_none() {
+            self.memory.published = None; // HA-006
         }
         let with_positions =
             self.memory.task.is_none_or(|task| matches!(task.kind, crate::ha::task::Kind::Promote));

@@ -55,6 +55,7 @@ pub fn base_settings() -> Settings {
         failsafe_mode: false,
         standby_cluster: None,
         primary_stop_timeout: 0,
+        primary_restart_limit: 0,
         primary_race_backoff: 0,
     }
 }

@@ -31,6 +31,7 @@ const BROKEN: &[(Breakage, bool)] = &[
     (Breakage::RestartOutlivesTheLease, false),
     (Breakage::RestartIgnoresTheLoss, false),
     (Breakage::LeaderReinitializes, true),
+    (Breakage::BootstrapIsTakenOver, true),
 ];
 
 fn seed_fails(seed: u64, guarded: bool) -> Option<(String, String)> {

@@ -108,6 +108,13 @@ pub fn random_run(seed: u64, tracing: bool, guarded: bool) -> Shared {
     world.base.maximum_lag_on_failover = *random.pick(&[1_048_576, 1_048_576, 40_000]);
     world.base.check_timeline = !random.percent(15);
     world.watched.can_rewind = !random.percent(25);
+    world.base.primary_race_backoff = *random.pick(&[0, 0, 0, 8, 40]);
+    world.base.primary_restart_limit = *random.pick(&[0, 0, 2]);
+    if random.percent(5) {
+        let at = random.between(1_500, 5_000) * MS;
+        let back = random.between(2, 200) * SECOND;
+        world.at(at, move |world| world.abandon_bootstrap(back));
+    }
     if count > 2 && random.percent(25) {
         world.nodes[count - 1].nofailover = true;
     }

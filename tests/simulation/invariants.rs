@@ -395,7 +395,9 @@ impl World {
             let theirs = machine.server.data.as_ref();
             *other != node && theirs.is_some_and(|theirs| theirs.system_id == data.system_id)
         });
-        if copies.count() == 0 && valid {
+        // A cluster that is not finished has nothing to lose. (HA-032)
+        let unborn = self.runs(node, "bootstrap");
+        if copies.count() == 0 && valid && !unborn {
             let text = format!("the last copy, on {}, is {what}", self.name(node));
             self.violation("LAST-COPY", text);
         }

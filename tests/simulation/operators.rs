@@ -87,6 +87,21 @@ impl World {
         }
     }
 
+    /// The machine that creates the cluster dies with all it has; another one comes in its place.
+    /// (HA-308)
+    pub fn abandon_bootstrap(&mut self, back: u64) {
+        let creates = |node: &usize| {
+            let agent = self.nodes[*node].agent.as_ref();
+            agent.is_some_and(|agent| agent.tasks.contains(&"bootstrap"))
+        };
+        let Some(node) = (0..self.nodes.len()).find(creates) else { return };
+        self.fault("bootstrapping machine lost");
+        self.kill_agent(node);
+        self.pg_die(node, "its machine is gone");
+        self.nodes[node].server.data = None;
+        self.after(back, move |world| world.start_agent(node));
+    }
+
     /// Through this node's REST API, if its agent is there.
     fn order(&mut self, node: usize, wish: Wish) {
         let Some(agent) = &self.nodes[node].agent else { return };

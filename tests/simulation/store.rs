@@ -52,6 +52,7 @@ impl Store {
         }
         let view = Arc::new(ClusterView {
             initialize: self.initialize.as_ref().map(|(value, _)| value.clone()),
+            initialize_version: self.initialize.as_ref().map(|(_, version)| Version(*version)),
             config: self.config.as_ref().map(|(value, version)| stored(value.clone(), *version)),
             leader: self
                 .leader

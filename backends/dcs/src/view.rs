@@ -34,6 +34,9 @@ pub struct Member {
 pub struct ClusterView {
     /// Absent; empty while somebody bootstraps; else the system identifier.
     pub initialize: Option<String>,
+    /// Of that key; `None`: absent, or the store keeps it where it has no version of its own.
+    #[serde(default)]
+    pub initialize_version: Option<Version>,
     /// The dynamic configuration; `None` when absent or not an object. (DCS-053)
     pub config: Option<Stored<Map<String, Value>>>,
     pub leader: Option<Leader>,
@@ -99,7 +102,10 @@ impl ViewBuilder {
     pub fn put(&mut self, key: &str, value: &str, version: Version) -> &mut Self {
         let view = &mut self.view;
         match key {
-            "initialize" => view.initialize = Some(value.to_owned()),
+            "initialize" => {
+                view.initialize = Some(value.to_owned());
+                view.initialize_version = Some(version);
+            }
             "config" => view.config = parse_config(value).map(|map| versioned(map, version)),
             "leader" => view.leader = Some(Leader { name: MemberName::from(value), version }),
             "status" => {

@@ -6,6 +6,8 @@
 mod decisions;
 mod operator;
 mod recordings;
+mod requests;
+mod rules;
 mod stage;
 mod tasks;
 mod watchdog;

@@ -40,6 +40,8 @@ pub struct Script {
     pub broken_fence: Option<String>,
     /// Required, and it does not work.
     pub bad_watchdog: Option<String>,
+    /// Milliseconds that pass while the store renews.
+    pub renew_takes: u64,
     /// Turns are written down.
     pub recorded: bool,
     /// Milliseconds since the epoch.
@@ -202,6 +204,7 @@ impl Scene {
             failsafe_mode: false,
             standby_cluster: None,
             primary_stop_timeout: 0,
+            primary_restart_limit: 0,
             primary_race_backoff: 0,
         };
         let script = Script {
@@ -230,6 +233,7 @@ impl Scene {
             }),
             broken_fence: None,
             bad_watchdog: None,
+            renew_takes: 0,
             recorded: true,
             wall: WALL,
             start: Ok(Started::Ready),
@@ -286,6 +290,12 @@ impl Scene {
         self.stage.with(|script| script.done.clone())
     }
 
+    /// Until when the lease is believed in, from now on.
+    pub fn lease_left(&self) -> Option<u64> {
+        let now = self.stage.with(|script| script.now);
+        self.lease.until(now).map(|until| until.since(now))
+    }
+
     pub fn hold_lease(&self) {
         let ports = self.ports();
         let by = Deadline(self.stage.with(|script| script.now.plus(1000)));
@@ -309,7 +319,7 @@ impl Scene {
         (report.outcome, done)
     }
 
-    fn ports(&self) -> Ports {
+    pub fn ports(&self) -> Ports {
         let stage = Arc::new(self.stage.clone());
         Ports {
             dcs: stage.clone(),
@@ -497,6 +507,7 @@ impl Dcs for Stage {
 
     async fn renew_leader(&self, _: Deadline) -> Result<(), DcsError> {
         self.note("renew");
+        self.with(|script| script.now = script.now.plus(script.renew_takes));
         self.with(|script| script.renew.clone())
     }
 
@@ -526,7 +537,12 @@ impl Dcs for Stage {
         _: Deadline,
     ) -> Result<(), DcsError> {
         self.note(format!("initialize {value:?} {expect:?}"));
-        self.with(|script| script.initialize.clone())
+        self.with(|script| {
+            script.initialize.clone()?;
+            script.view.initialize = Some(value.to_owned());
+            script.view.initialize_version = Some(Version(9));
+            Ok(())
+        })
     }
 
     async fn delete_initialize(&self, _: Deadline) -> Result<(), DcsError> {
@@ -682,7 +698,8 @@ impl Postgres for Stage {
     }
 
     fn stop(&self, how: Stop) -> BoxStream<'static, StopStep> {
-        self.note(format!("stop {:?}", how.mode));
+        let limit = how.immediate_at.map(|at| format!(" for {} ms", at.since(self.now())));
+        self.note(format!("stop {:?}{}", how.mode, limit.unwrap_or_default()));
         stream::iter(self.with(|script| script.stop.clone())).boxed()
     }
 

@@ -110,10 +110,16 @@ fn what_reinitialize_does() {
     for (why, expected) in [
         (
             Renewal::Asked { from_leader: false },
-            &["stop Immediate", "clone c ConfiguredMethods"][..],
+            &["stop Immediate for 10000 ms", "clone c ConfiguredMethods"][..],
         ),
-        (Renewal::Asked { from_leader: true }, &["stop Immediate", "clone c BaseBackup"]),
-        (Renewal::Diverged, &["stop Immediate", "remove", "clone c ConfiguredMethods"]),
+        (
+            Renewal::Asked { from_leader: true },
+            &["stop Immediate for 10000 ms", "clone c BaseBackup"],
+        ),
+        (
+            Renewal::Diverged,
+            &["stop Immediate for 10000 ms", "remove", "clone c ConfiguredMethods"],
+        ),
     ] {
         let task = Task::Reinitialize { source: upstream("c"), follow: upstream("b"), why };
         let (outcome, done) = Scene::replica().perform(task);
@@ -173,7 +179,8 @@ fn what_a_demotion_does() {
     let offline = Task::Demote(Demotion::Offline { until: Some(Millis(1_020_000)) });
     let (_, done) = Scene::leader().perform(offline);
     let done = steps(&done);
-    assert_eq!(done[..3], ["stop Fast", "role demoted", "stand down"]);
+    // 20 s of its lease are left; the stop turns immediate a twelfth of the ttl before its end.
+    assert_eq!(done[..3], ["stop Fast for 17500 ms", "role demoted", "stand down"]);
     assert!(done.last().is_some_and(|done| done.starts_with("start behind nobody")), "{done:?}");
 }
 
@@ -183,6 +190,7 @@ fn what_a_cancelled_bootstrap_does() {
     let scene = Scene::replica().set(|script| {
         down(&mut script.pg);
         script.broken_fence = Some("no guard".into());
+        script.view.initialize = Some(String::new());
         script.control = Some(control(ControlState::ShutDown));
     });
     let (outcome, done) = { scene }.perform(Task::Bootstrap);

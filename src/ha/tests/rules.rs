@@ -1,0 +1,330 @@
+//! Rules of the loop that are about the order of things, about time, and about what is given up.
+
+use super::stage::{Scene, control, down, member, standby, unreachable};
+use crate::ha::memory::{Rewind, Running};
+use crate::ha::ports::{ControlState, DataDir, Server, Standby};
+use crate::ha::settings::SynchronousMode;
+use crate::ha::task::{Demotion, Kind, Outcome, Task};
+use hathi_dcs::{DcsError, Expect, Failover, Lsn, Millis, Role, State, Stored, Timeline, Version};
+
+fn busy(scene: Scene) -> Scene {
+    scene.remember(|memory| {
+        let (name, kind) = ("bootstrap from leader", Kind::Clone);
+        memory.task = Some(Running { name, kind, since: Millis(900_000) });
+    })
+}
+
+/// Proves HA-009, HA-010, HA-012, HA-013, HA-014, HA-015, HA-016: each step ends the turn before the
+/// next one looks, in this order.
+#[test]
+fn the_steps_come_in_their_order() {
+    // Everything is wrong at once; one thing after the other is mended.
+    let all = |mended: usize| {
+        let scene = Scene::replica().set(move |script| {
+            if mended < 2 {
+                script.pg.server = Server::Starting;
+                script.pg.state = State::Starting;
+            } else if mended < 5 {
+                down(&mut script.pg);
+                script.pg.state = State::Stopped;
+            }
+            if mended < 4 {
+                script.pg.data_dir = DataDir::Empty;
+            }
+            if mended < 5 {
+                script.pg.system_id = None;
+            }
+        });
+        let scene = scene.remember(move |memory| memory.recovering = mended < 3);
+        if mended < 1 { busy(scene) } else { scene }
+    };
+    for (mended, line) in [
+        (0, "bootstrap from leader in progress"),
+        (1, "starting as a secondary in progress"),
+        (2, "failed to start postgres"),
+        (3, "trying to bootstrap from 'b'"),
+        (4, "system ID is invalid"),
+        (5, "no action. I am (a), a secondary"),
+    ] {
+        let came = all(mended).turn();
+        assert!(came.line.contains(line), "{mended}: {came:?}");
+    }
+    let dead = all(5).set(|script| down(&mut script.pg));
+    assert!({ dead }.turn().line.contains("starting as a secondary"), "HA-015");
+}
+
+/// Proves HA-001 (the last view with a leader is kept for the race), HA-318.
+#[test]
+fn the_view_of_the_race_is_the_last_one_with_a_leader() {
+    let mut scene = Scene::replica();
+    scene.turn();
+    let scene_members = scene.memory.old_view.clone().expect("a view").members.len();
+    assert_eq!(scene_members, 3);
+    let mut scene = scene.set(|script| {
+        script.view.leader = None;
+        script.view.members.truncate(1);
+    });
+    scene.turn();
+    let kept = scene.memory.old_view.clone().expect("a view");
+    assert_eq!((kept.leader_name().map(|name| name.as_str()), kept.members.len()), (Some("b"), 3));
+}
+
+/// Proves HA-006: a member key that somebody removed is there again after one turn.
+#[test]
+fn a_vanished_member_key_is_written_again() {
+    let mut scene = Scene::replica();
+    assert!(scene.turn().did("member"));
+    assert!(!scene.turn().did("member"), "nothing changed");
+    let mut scene = scene.set(|script| {
+        script.view.members.remove(0);
+    });
+    assert!(scene.turn().did("member"));
+}
+
+/// Proves HA-317: a turn that begins something does not wait for the store to take a record; the
+/// next one, at once, writes it.
+#[test]
+fn what_was_decided_does_not_wait_for_the_record() {
+    let mut scene = Scene::replica().set(|script| down(&mut script.pg));
+    let came = scene.turn();
+    assert!(came.task.is_some() && !came.did("member"), "{came:?}");
+    assert_eq!(came.again_at, Some(Millis(1_000_000)));
+    let mut scene = busy(scene);
+    assert!(scene.turn().did("member"));
+}
+
+/// Proves HA-028, INV-28: the belief counts from before the request, on a clock of its own, and is a
+/// twentieth shorter than the ttl.
+#[test]
+fn the_belief_counts_from_before_the_request() {
+    let scene = Scene::leader().set(|script| script.renew_takes = 800);
+    scene.hold_lease();
+    assert_eq!(scene.lease_left(), Some(30_000 - 1_500 - 800));
+}
+
+/// Proves HA-064: a renewal without an answer is no lost lock, and no licence for what needs one.
+#[test]
+fn a_renewal_without_an_answer() {
+    let silent = |scene: Scene| scene.set(|script| script.renew = Err(unreachable()));
+    let came = silent(Scene::crashed_leader()).turn();
+    assert!(came.fired("HA-064"), "{came:?}");
+    assert!(!matches!(came.task, Some(Task::StartAsPrimary { .. } | Task::Demote(_))), "{came:?}");
+    let came = silent(Scene::leader()).turn();
+    assert!(came.task.is_none() && came.line.contains("the leader with the lock"), "{came:?}");
+}
+
+/// Proves HA-034 (as far as the core goes), HA-011: while the cluster is created nothing else is done.
+#[test]
+fn nothing_beside_a_bootstrap() {
+    let scene = Scene::replica().set(|script| {
+        script.view.initialize = Some(String::new());
+        script.view.leader = None;
+        script.pg.server = Server::Primary { timeline: Timeline(1), lsn: Lsn(1) };
+        script.pg.is_primary = true;
+    });
+    let mut scene = scene.remember(|memory| {
+        memory.bootstrapping = true;
+        memory.task =
+            Some(Running { name: "bootstrap", kind: Kind::Bootstrap, since: Millis(900_000) });
+    });
+    let came = scene.turn();
+    assert_eq!(came.line, "bootstrap in progress");
+    for what in ["acquire", "initialize", "stop", "cancel", "role"] {
+        assert!(!came.did(what), "{what}: {came:?}");
+    }
+}
+
+/// Proves HA-096 and HA-307: while nobody leads a standby keeps its upstream.
+#[test]
+fn nobody_cuts_the_stream_while_nobody_leads() {
+    let came = Scene::leaderless().set(|script| script.settings.nofailover = true).turn();
+    assert!(!came.did("follow") && came.task.is_none(), "{came:?}");
+}
+
+/// Proves HA-106, PG-047: only a synchronous cluster limits the planned stop of its primary.
+#[test]
+fn the_limit_of_a_planned_stop() {
+    for (mode, seconds, expected) in [
+        (SynchronousMode::Off, 30, "stop Fast"),
+        (SynchronousMode::Priority, 0, "stop Fast"),
+        (SynchronousMode::Priority, 30, "stop Fast for 30000 ms"),
+        (SynchronousMode::Quorum, 5, "stop Fast for 5000 ms"),
+    ] {
+        let mut scene = Scene::leader().set(|script| {
+            script.settings.synchronous.mode = mode;
+            script.settings.primary_stop_timeout = seconds;
+        });
+        let (_, done) = scene.perform(Task::Demote(Demotion::Graceful));
+        assert_eq!(done.first().map(String::as_str), Some(expected), "{mode:?} {seconds}");
+    }
+}
+
+/// Proves CFG-420 (in a turn): a standby waits, a primary and an operator's candidate do not.
+#[test]
+fn the_race_can_be_told_to_wait() {
+    let patient = |scene: Scene| scene.set(|script| script.settings.primary_race_backoff = 30);
+    let mut scene = patient(Scene::leaderless());
+    let came = scene.turn();
+    assert!(!came.did("acquire") && came.fired("CFG-420"), "{came:?}");
+    assert_eq!(came.again_at, Some(Millis(1_010_000)), "a whole loop_wait first");
+    // WAL arrives after it: a second at a time.
+    let mut scene = scene.later(10_000).set(|script| script.pg.server = standby(2_000));
+    let came = scene.turn();
+    assert_eq!(came.again_at, Some(Millis(1_011_000)), "{came:?}");
+    let mut scene = scene.later(1_000);
+    assert!(scene.turn().did("acquire"), "it came to an end");
+    let mut scene = patient(Scene::leaderless());
+    scene.turn();
+    let mut scene = scene.set(|script| {
+        script.view.leader = Some(hathi_dcs::Leader { name: "b".into(), version: Version(3) });
+    });
+    scene.turn();
+    assert_eq!(scene.memory.leaderless, None, "the next time counts anew");
+    let value = Failover { candidate: Some("a".into()), ..Failover::default() };
+    let asked = patient(Scene::leaderless())
+        .set(|script| script.view.failover = Some(Stored { value, version: Version(1) }));
+    assert!({ asked }.turn().did("acquire"));
+    let primary = patient(Scene::leaderless()).set(|script| {
+        script.pg.server = Server::Primary { timeline: Timeline(1), lsn: Lsn(1) };
+        script.pg.is_primary = true;
+        script.pg.role = Role::Primary;
+    });
+    assert!({ primary }.turn().did("acquire"));
+}
+
+/// Proves HA-313 and CFG-490: no more starts in place than allowed, if somebody can take over.
+#[test]
+fn a_primary_that_crashes_again_and_again() {
+    let crash = |limit, times: u64| {
+        Scene::crashed_leader()
+            .set(move |script| script.settings.primary_restart_limit = limit)
+            .remember(move |memory| {
+                memory.crashes = (0..times).map(|n| Millis(900_000 + n)).collect();
+            })
+    };
+    for (limit, times, released) in [(0, 50, false), (2, 1, false), (2, 2, true), (2, 3, true)] {
+        let came = crash(limit, times).turn();
+        assert_eq!(came.did("release"), released, "{limit} {times}: {came:?}");
+        let starts = matches!(came.task, Some(Task::StartAsPrimary { .. }));
+        assert_eq!(starts, !released, "{limit} {times}: {came:?}");
+    }
+    let mut once = crash(2, 0);
+    once.turn();
+    assert_eq!(once.memory.crashes, [Millis(1_000_000)]);
+    let long_ago = crash(2, 0).remember(|memory| memory.crashes = vec![Millis(1); 5]).turn();
+    assert!(!long_ago.did("release"), "{long_ago:?}");
+    let alone = crash(2, 2).set(|script| script.probes.clear()).turn();
+    assert!(!alone.did("release"), "nobody can take over: {alone:?}");
+}
+
+/// Proves HA-315: after a rewind it starts behind a leader, or waits for one.
+#[test]
+fn after_a_rewind_it_waits_for_a_leader() {
+    for state in [Rewind::Succeeded, Rewind::Failed] {
+        let dead = |scene: Scene| {
+            scene
+                .set(|script| {
+                    down(&mut script.pg);
+                    script.pg.state = State::Stopped;
+                    script.control = Some(control(ControlState::InArchiveRecovery));
+                })
+                .remember(move |memory| memory.rewind = state)
+        };
+        let came = dead(Scene::leaderless()).turn();
+        assert!(came.task.is_none() && came.fired("HA-315"), "{state:?}: {came:?}");
+        let came = dead(Scene::replica()).turn();
+        assert!(matches!(came.task, Some(Task::Follow { upstream: Some(_), .. })), "{came:?}");
+    }
+}
+
+/// Proves PG-143 (a standby that does not stream asks again) and INV-35 (it does not stay behind).
+#[test]
+fn a_standby_that_does_not_stream_asks_again() {
+    let mut scene = Scene::replica()
+        .set(|script| {
+            let idle =
+                Standby { timeline: Timeline(1), replayed: Some(Lsn(1000)), ..Standby::default() };
+            script.pg.server = Server::Standby(idle);
+        })
+        .remember(|memory| {
+            memory.rewind = Rewind::NotNeeded;
+            memory.leader_timeline = Timeline(1);
+            memory.rewind_asked_at = Millis(999_000);
+        });
+    assert!(!scene.turn().fired("PG-147"), "asked a moment ago");
+    let mut scene = scene.later(5_000);
+    assert!(scene.turn().fired("PG-147"));
+}
+
+fn created(member_state: &str) -> Scene {
+    let wire = format!(r#"{{"api_url":"x","state":"{member_state}"}}"#);
+    Scene::replica().set(move |script| {
+        down(&mut script.pg);
+        script.pg.data_dir = DataDir::Empty;
+        script.pg.system_id = None;
+        script.pg.role = Role::Uninitialized;
+        script.view.leader = None;
+        script.view.initialize = Some(String::new());
+        script.view.initialize_version = Some(Version(4));
+        script.view.members = vec![member("a", "{}"), member("b", &wire)];
+    })
+}
+
+/// Proves HA-308, HA-033, INV-22 (in a decision): an `initialize` that a dead node left empty is taken
+/// over, by its version, after nobody was at it for a ttl and two turns.
+#[test]
+fn an_abandoned_initialize_is_taken_over() {
+    let mut scene = created("stopped");
+    let came = scene.turn();
+    assert!(came.task.is_none() && !came.did("initialize"), "{came:?}");
+    assert_eq!(came.again_at, Some(Millis(1_050_000)));
+    let mut scene = scene.later(49_999);
+    assert!(scene.turn().task.is_none(), "not yet");
+    let mut scene = scene.later(1);
+    let came = scene.turn();
+    assert_eq!(came.task, Some(Task::Bootstrap), "{came:?}");
+    assert!(came.did(&format!("initialize \"\" {:?}", Expect::Version(Version(4)))), "{came:?}");
+    for state in ["initializing new cluster", "running", "creating replica", "crashed"] {
+        let mut scene = created(state);
+        scene.turn();
+        let mut scene = scene.later(100_000);
+        assert!(scene.turn().task.is_none(), "{state}: somebody is at it, or has data");
+        assert_eq!(scene.memory.abandoned, None);
+    }
+    for forbid in [
+        |script: &mut super::stage::Script| script.settings.nofailover = true,
+        |script: &mut super::stage::Script| script.settings.may_bootstrap = false,
+        |script: &mut super::stage::Script| script.view.initialize_version = None,
+    ] {
+        let mut scene = created("stopped").set(forbid);
+        scene.turn();
+        assert!(scene.later(100_000).turn().task.is_none());
+    }
+    // Somebody else took it over: that one has its time.
+    let mut taken = created("stopped");
+    taken.turn();
+    let mut taken =
+        taken.later(60_000).set(|script| script.view.initialize_version = Some(Version(5)));
+    let came = taken.turn();
+    assert_eq!((came.task, came.again_at), (None, Some(Millis(1_110_000))));
+    let mut lost = created("stopped");
+    lost.turn();
+    let mut lost =
+        lost.later(60_000).set(|script| script.initialize = Err(DcsError::conflict("initialize")));
+    assert!(lost.turn().task.is_none(), "somebody was faster");
+}
+
+/// Proves INV-22 and HA-308: whoever was taken for dead does not finish what is another's now, and
+/// does not delete it either.
+#[test]
+fn a_bootstrap_that_was_taken_over_ends() {
+    let mut scene = created("stopped").set(|script| {
+        script.initialize = Err(DcsError::conflict("initialize"));
+        script.pg.system_id = hathi_dcs::SystemId::parse("7711467298858918990");
+    });
+    let (outcome, done) = scene.perform(Task::Bootstrap);
+    assert!(matches!(outcome, Outcome::Fatal(_)), "{outcome:?}");
+    let did = |what: &str| done.iter().any(|done| done.starts_with(what));
+    assert!(did("initialize \"7711467298858918990\" Version(Version(4))"), "{done:?}");
+    assert!(did("set aside") && !did("delete initialize") && !did("take"), "{done:?}");
+}
