@@ -8,7 +8,7 @@
 //! Ends with 0 (clean), 1 (two writers), 2 (in doubt), 64 (no such option), 77 (this machine or
 //! user permits no network namespaces: nothing was tried).
 
-use hathi_test_support::chaos::{Fault, Mode, Options, Outcome, Schedule, Verdict, run};
+use hathi_test_support::chaos::{Fault, Mode, Options, Outcome, Verdict, run};
 use hathi_test_support::{Agent, Network, Store};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     };
     let Asked { mut options, nodes, schedule } = asked;
     if let Some(count) = schedule {
-        for (i, step) in Schedule::new(options.seed, options.faults()).take(count).enumerate() {
+        for (i, step) in options.schedule().take(count).enumerate() {
             println!("{}: {step:?}", i + 1);
         }
         return ExitCode::SUCCESS;

@@ -75,7 +75,14 @@ pub fn one_primary(accepted: &[Accepted]) -> Result<(), String> {
         let Some(opened) = opened else { continue };
         let late = accepted.iter().find(|a| a.timeline < *timeline && a.sent > opened.acked);
         if let Some(late) = late {
-            return Err(format!("two writable primaries: {opened:?} and then {late:?}"));
+            let after = late.sent.duration_since(opened.acked).as_secs_f64();
+            let count =
+                accepted.iter().filter(|a| a.timeline < *timeline && a.sent > opened.acked).count();
+            return Err(format!(
+                "two writable primaries: node {} acknowledged row {} on timeline {timeline}, and \
+                 {after:.3} s later node {} took row {} on timeline {} (one of {count})",
+                opened.node, opened.id, late.node, late.id, late.timeline
+            ));
         }
     }
     Ok(())

@@ -38,14 +38,18 @@ pub struct Options {
 }
 
 impl Options {
-    /// The faults of this run's deck.
-    pub fn faults(&self) -> Vec<Fault> {
+    /// The schedule of this run. What is not possible here (a guard that is off, clocks that cannot
+    /// jump) is left out of the seed's schedule; the rest stays the same, so that two agents can be
+    /// compared.
+    pub fn schedule(&self) -> impl Iterator<Item = Step> + use<> {
         let guarded = self.guard && self.agent == Agent::Hathi;
-        let wanted = |f: &Fault| self.only.is_empty() || self.only.contains(f);
-        let possible = |f: &Fault| {
-            (guarded || !f.needs_guard()) && (self.wall_clocks || !f.needs_wall_clocks())
+        let wall_clocks = self.wall_clocks;
+        let deck = if self.only.is_empty() { Fault::ALL.to_vec() } else { self.only.clone() };
+        let possible = move |f: Fault| {
+            (guarded || !f.needs_guard()) && (wall_clocks || !f.needs_wall_clocks())
         };
-        Fault::ALL.into_iter().filter(|f| wanted(f) && possible(f)).collect()
+        let deck = if deck.iter().any(|f| possible(*f)) { deck } else { Vec::new() };
+        Schedule::new(self.seed, deck).filter(move |step| possible(step.fault))
     }
 
     fn cluster(&self, network: &Arc<Network>) -> ClusterOptions {
@@ -99,7 +103,7 @@ pub async fn run(network: Arc<Network>, options: &Options, say: &(dyn Fn(&str) +
     let mut broken = None;
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
-    for (number, step) in Schedule::new(options.seed, options.faults()).enumerate() {
+    for (number, step) in options.schedule().enumerate() {
         let one = run.step(number + 1, &step);
         let ended = tokio::select! {
             ended = one => Some(ended),
