@@ -35,13 +35,22 @@ pub enum Unfit {
     PrimaryAlive(MemberName),
     /// (HA-095 e)
     Behind { peer: MemberName, lsn: Lsn },
+    /// (HA-322)
+    NewerTimeline { peer: MemberName, mine: Timeline, theirs: Timeline },
     /// (HA-095 f)
     LowerPriority(MemberName),
 }
 
 impl Unfit {
     pub fn rule(&self) -> &'static str {
-        "HA-095"
+        match self {
+            Self::NewerTimeline { .. } => "HA-322",
+            Self::Lags { .. }
+            | Self::OldTimeline { .. }
+            | Self::PrimaryAlive(_)
+            | Self::Behind { .. }
+            | Self::LowerPriority(_) => "HA-095",
+        }
     }
 }
 
@@ -55,6 +64,9 @@ impl std::fmt::Display for Unfit {
                 write!(f, "my timeline {mine} is behind the cluster's {cluster}")
             }
             Self::PrimaryAlive(peer) => write!(f, "{peer} is still running as a primary"),
+            Self::NewerTimeline { peer, mine, theirs } => {
+                write!(f, "{peer} is on timeline {theirs}, I am on {mine}")
+            }
             Self::Behind { peer, lsn } => write!(f, "{peer} is ahead of me at {lsn}"),
             Self::LowerPriority(peer) => {
                 write!(f, "{peer} has the same position and a higher failover priority")
@@ -94,6 +106,15 @@ pub fn against(
     if answer.timeline != Timeline(0) && answer.timeline < demands.cluster_timeline {
         return Ok(());
     }
+    match elder(me.timeline, answer.timeline) {
+        // What is longer on an older timeline is what the leader who began the newer one left behind.
+        Some(Elder::Peer) => return Ok(()), // HA-322
+        Some(Elder::Me) => {
+            let (mine, theirs) = (me.timeline, answer.timeline);
+            return Err(Unfit::NewerTimeline { peer: peer.clone(), mine, theirs }); // HA-322
+        }
+        None => {}
+    }
     if answer.lsn > me.lsn {
         return Err(Unfit::Behind { peer: peer.clone(), lsn: answer.lsn });
     }
@@ -102,6 +123,23 @@ pub fn against(
         return Err(Unfit::LowerPriority(peer.clone()));
     }
     Ok(())
+}
+
+enum Elder {
+    Me,
+    Peer,
+}
+
+/// Whose timeline is the older one; `None` if they are the same, or one is not known.
+fn elder(mine: Timeline, theirs: Timeline) -> Option<Elder> {
+    if mine == Timeline(0) || theirs == Timeline(0) {
+        return None;
+    }
+    match mine.cmp(&theirs) {
+        std::cmp::Ordering::Less => Some(Elder::Me),
+        std::cmp::Ordering::Greater => Some(Elder::Peer),
+        std::cmp::Ordering::Equal => None,
+    }
 }
 
 /// Also a peer that may never be promoted keeps everybody from the key while it is a primary: its
@@ -224,6 +262,39 @@ mod tests {
         let me = Myself { timeline: Timeline(2), ..me(100) };
         let old = Probe::Answered(answer(101));
         assert_eq!(against(&me, &demands, &peer, &old), Ok(()), "ahead on a timeline that ended");
+    }
+
+    /// Proves HA-322: positions count on one timeline only. (chaos, seed 2 on etcd: the lost tail of
+    /// a deposed primary was longer than all that its successor had written.)
+    #[test]
+    fn a_newer_timeline_beats_a_longer_log() {
+        let peer = MemberName::from("p");
+        let on =
+            |timeline: u32, lsn: u64| PeerAnswer { timeline: Timeline(timeline), ..answer(lsn) };
+        let (mine, theirs) = (Timeline(2), Timeline(3));
+        let newer = Unfit::NewerTimeline { peer: peer.clone(), mine, theirs };
+        let behind = Unfit::Behind { peer: peer.clone(), lsn: Lsn(900) };
+        let table: Vec<(&str, PeerAnswer, Result<(), Unfit>)> = vec![
+            ("older and longer", on(1, 900), Ok(())),
+            (
+                "older and of higher priority",
+                PeerAnswer { failover_priority: 9, ..on(1, 100) },
+                Ok(()),
+            ),
+            ("newer and shorter", on(3, 1), Err(newer)),
+            ("newer, but never promoted", PeerAnswer { nofailover: true, ..on(3, 1) }, Ok(())),
+            ("unknown and longer", on(0, 900), Err(behind.clone())),
+            ("the same and longer", on(2, 900), Err(behind)),
+            ("the same and shorter", on(2, 1), Ok(())),
+        ];
+        let me = Myself { timeline: Timeline(2), ..me(100) };
+        for (name, answer, expected) in table {
+            let probe = Probe::Answered(answer);
+            assert_eq!(against(&me, &demands(), &peer, &probe), expected, "{name}");
+        }
+        let unknown = Myself { timeline: Timeline(0), ..me };
+        let probe = Probe::Answered(on(3, 1));
+        assert_eq!(against(&unknown, &demands(), &peer, &probe), Ok(()), "mine is unknown");
     }
 
     /// Proves HA-076 (one candidate).

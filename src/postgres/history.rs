@@ -101,7 +101,7 @@ impl LocalPostgres {
     }
 
     /// The timeline a running standby has replayed; the control file lags behind it. (PG-144)
-    async fn replayed_timeline(&self, by: Deadline) -> Option<Timeline> {
+    pub(super) async fn replayed_timeline(&self, by: Deadline) -> Option<Timeline> {
         let target = Target::local_replication(&self.settings());
         let mut link = Replication::open(&target, by).await.ok()?;
         link.identify(by).await.ok().map(|identity| identity.timeline)

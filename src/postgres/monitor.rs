@@ -37,6 +37,8 @@ FROM pg_control_checkpoint() c LEFT JOIN pg_stat_get_wal_receiver() r ON true";
 pub struct Row {
     pub server: Server,
     pub details: ServerDetails,
+    /// What the receiver of a standby says it streams, if there is one. (PG-305)
+    pub received_timeline: Option<Timeline>,
     pub slots: Vec<Slot>,
     /// Names of parameters that wait for a restart, with their values in force.
     pub pending: BTreeMap<String, String>,
@@ -53,6 +55,7 @@ pub fn parse(row: &SimpleQueryRow) -> Option<Row> {
     let lsn = |name: &str| text(name).and_then(Lsn::parse);
     let json = |name: &str| text(name).and_then(|text| serde_json::from_str::<Value>(text).ok());
     let restore_command = owned("restore_command");
+    let received_timeline = text("received_tli").and_then(|text| text.parse().ok()).map(Timeline);
     let server = match text("in_recovery")? {
         "f" => Server::Primary {
             timeline: Timeline(u32::from_str_radix(text("wal_file")?, 16).ok()?),
@@ -61,9 +64,9 @@ pub fn parse(row: &SimpleQueryRow) -> Option<Row> {
         _ => {
             let streaming = text("receiver_status") == Some("streaming");
             let number = |name: &str| text(name).and_then(|text| text.parse().ok());
-            let timeline = number("received_tli").or_else(|| number("control_timeline"));
+            let control = number("control_timeline").map(Timeline);
             Server::Standby(Standby {
-                timeline: Timeline(timeline.unwrap_or_default()),
+                timeline: received_timeline.or(control).unwrap_or_default(),
                 received: lsn("received").max(lsn("written")).filter(|lsn| *lsn > Lsn(0)),
                 replayed: lsn("replayed").filter(|lsn| *lsn > Lsn(0)),
                 streaming,
@@ -94,6 +97,7 @@ pub fn parse(row: &SimpleQueryRow) -> Option<Row> {
     Some(Row {
         server,
         details,
+        received_timeline,
         slots,
         pending,
         primary_conninfo: owned("primary_conninfo"),

@@ -28,7 +28,7 @@ impl LocalPostgres {
             Some(postmaster) if postmaster.is_frozen() => {
                 Server::Silent("the postmaster is stopped by a signal".into())
             }
-            Some(_) => match self.monitor(by).await {
+            Some(_) => match self.monitor_timeline(by).await {
                 Ok(row) => {
                     self.answered(&row);
                     self.explain_pending(&settings, &row, by).await;

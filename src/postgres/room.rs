@@ -9,7 +9,7 @@ use crate::postgres::monitor::Row;
 use crate::postgres::process::{self, Postmaster, ProcessId};
 use crate::postgres::session::Session;
 use crate::postgres::settings::Settings;
-use hathi_dcs::{Deadline, Millis, PendingChange, Role, State, boottime};
+use hathi_dcs::{Deadline, Millis, PendingChange, Role, State, Timeline, boottime};
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -58,6 +58,8 @@ pub(super) struct Facts {
     /// The last answer of the monitoring query.
     pub row: Option<Row>,
     pub is_primary: Option<bool>,
+    /// The timeline last streamed, and the start of the server that did.
+    pub streamed: Option<(String, Timeline)>,
     /// Settings kept above the configured ones because the control file demands it. (PG-190)
     pub raised: BTreeMap<String, PendingChange>,
     pub pending: BTreeMap<String, PendingChange>,

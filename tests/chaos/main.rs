@@ -48,6 +48,8 @@ fn main() -> ExitCode {
             return ExitCode::from(77);
         }
     };
+    // Under libfaketime Python's time.sleep fails (EINVAL), and Patroni ends at once.
+    options.wall_clocks = options.agent == Agent::Hathi;
     if let Err(why) = Network::has_wall_clocks() {
         eprintln!("*** faults of the wall clock are left out: {why} ***");
         options.wall_clocks = false;

@@ -135,3 +135,32 @@ pub async fn two_cuts_healed_in_another_order(network: Arc<Network>, store: Stor
     assert_ne!(new, old);
     stage.end(&[loss]).await;
 }
+
+/// A deposed primary whose lost rows are more than all that its successor wrote must not lead when
+/// that successor is gone, too: the other replica has the newer timeline and leads, although its
+/// log is shorter; the rows of the successor are kept. (Found by `scripts/chaos --seed 2 --store
+/// etcd`: two timelines of the same number.)
+///
+/// Proves HA-322 and, since the dead primary leaves no receiver to ask, PG-312 on a real server.
+pub async fn a_longer_log_of_an_older_timeline_does_not_lead(network: Arc<Network>, store: Store) {
+    let mut stage = Stage::new(network, store).await;
+    let old = stage.primary;
+    let cut = Instant::now();
+    stage.network.cut(&stage.network.isolation(old, Traffic::All));
+    let (second, loss) = stage.another_writes(old, cut).await;
+    let third = 3 - old - second;
+    stage.gives_up(old).await;
+    stage.streams(third, second).await;
+    // The old one comes back when its successor is dead.
+    let killed = Instant::now();
+    stage.cluster.kill_node(second);
+    stage.network.heal_all();
+    let (lost, short) = (stage.position(old).await, stage.position(third).await);
+    assert!(lost > short, "{lost} of the old primary, {short}: nothing is proved");
+    let leads = stage.writes(killed + Duration::from_secs(1), TAKEOVER).await;
+    assert_eq!(leads, third, "{}", stage.cluster.report());
+    stage.cluster.restart_members();
+    stage.cluster.start_agent(second);
+    assert_eq!(stage.cluster.healthy(SETTLED).await, third, "{}", stage.cluster.report());
+    stage.end(&[loss, Loss::just_before(killed)]).await;
+}

@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         cuts::replicas_cut_from_each_other,
         cuts::store_without_a_majority,
         cuts::two_cuts_healed_in_another_order,
+        cuts::a_longer_log_of_an_older_timeline_does_not_lead,
         frozen::whole_primary_frozen_past_its_lease,
         frozen::agent_frozen_and_its_postmaster_killed,
         frozen::postmaster_frozen,

@@ -95,6 +95,34 @@ impl Stage {
             .await;
     }
 
+    /// Waits until `replica` streams from `primary`, as that one sees it, and has all it wrote before.
+    pub async fn streams(&self, replica: usize, primary: usize) {
+        let (of, name) = (self.cluster.nodes[primary].pg(), &self.cluster.nodes[replica].name);
+        let behind = format!(
+            "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), replay_lsn) FROM pg_stat_replication \
+             WHERE application_name = '{name}' AND state = 'streaming'"
+        );
+        self.cluster
+            .wait("the replica streams", SOON, || async {
+                let bytes = sql::value(of, &behind).await?;
+                let bytes: u64 = bytes.parse().map_err(|e| format!("{bytes}: {e}"))?;
+                if bytes < 16_384 { Ok(()) } else { Err(format!("{bytes} bytes behind")) }
+            })
+            .await;
+    }
+
+    /// How far a standby's log goes, in bytes; waits until it answers as one.
+    pub async fn position(&self, node: usize) -> u64 {
+        let ask = "SELECT pg_wal_lsn_diff(greatest(pg_last_wal_receive_lsn(), \
+                   pg_last_wal_replay_lsn()), '0/0')";
+        self.cluster
+            .wait("a standby's position", SOON, || async {
+                let bytes = sql::value(self.cluster.nodes[node].pg(), ask).await?;
+                bytes.parse().map_err(|e| format!("{bytes}: {e}"))
+            })
+            .await
+    }
+
     /// Watches for this long that `node` keeps taking writes without a gap longer than `gap`.
     pub async fn keeps_writing(&self, node: usize, how_long: Duration, gap: Duration) {
         let end = Instant::now() + how_long;
