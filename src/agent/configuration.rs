@@ -80,13 +80,6 @@ pub fn for_api(local: &Local) -> RestConfig {
 
 /// What this version does not manage and must not ignore: one line, or nothing.
 pub fn unsupported(settings: &Settings) -> Option<String> {
-    if settings.standby_cluster.is_some() {
-        return Some(
-            "standby_cluster: this version of hathi does not run standby clusters; \
-             keep Patroni here, or remove the section"
-                .into(),
-        );
-    }
     match settings.synchronous_mode {
         SynchronousMode::Off => None,
         SynchronousMode::On | SynchronousMode::Quorum => Some(
@@ -199,8 +192,36 @@ fn standby_cluster(
     database: &str,
 ) -> ha::settings::StandbyCluster {
     let port = remote.port.unwrap_or(5432);
-    let conn_url = remote.host.as_ref().map(|host| format!("postgres://{host}:{port}/{database}"));
+    let conn_url = remote.host.as_ref().map(|hosts| {
+        let each = hosts.split(',').map(str::trim).filter(|host| !host.is_empty());
+        let each: Vec<_> = each.map(|host| format!("{}:{port}", in_url(host))).collect();
+        format!("postgres://{}/{database}", each.join(","))
+    });
     ha::settings::StandbyCluster { conn_url }
+}
+
+/// A host as a URL has it: an IPv6 address in brackets, a socket directory without slashes.
+fn in_url(host: &str) -> String {
+    let bracketed = host.starts_with('[') || !host.contains(':');
+    let host = host.replace('%', "%25").replace('/', "%2F").replace('@', "%40").replace('?', "%3F");
+    if bracketed { host } else { format!("[{host}]") }
+}
+
+/// A standby cluster ends when its section is gone, not when somebody half wrote another one: a typo
+/// must not promote it. (HA-113, CFG-038)
+fn half_a_standby_cluster(
+    in_force: &ha::settings::Settings,
+    dynamic: &Map<String, Value>,
+    now: &Settings,
+) -> Option<String> {
+    let section = dynamic.get("standby_cluster").filter(|section| !section.is_null())?;
+    let ends = in_force.standby_cluster.is_some() && now.standby_cluster.is_none();
+    ends.then(|| {
+        format!(
+            "standby_cluster {section} names neither host, port nor restore_command; to make this \
+             cluster a primary one remove the section"
+        )
+    })
 }
 
 impl InUse {
@@ -353,7 +374,10 @@ impl Configuration for InUse {
                 for warning in warnings {
                     tracing::warn!("{warning}");
                 }
-                self.put_in_force(local, dynamic.clone(), &settings).await
+                match half_a_standby_cluster(&self.settings(), dynamic, &settings) {
+                    Some(why) => Err(why),
+                    None => self.put_in_force(local, dynamic.clone(), &settings).await,
+                }
             }
             Err(error) => Err(error.to_string()),
         };

@@ -156,10 +156,11 @@ fn standby_cluster<'a>(
         let reader = local.get(name);
         if reader.is_there() { reader } else { dynamic.get(name) }
     };
+    let given = |text: Option<String>| text.filter(|text| !text.trim().is_empty());
     let standby = StandbyCluster {
-        host: section.get("host").text(),
+        host: given(section.get("host").text()),
         port: port.and_then(|port| u16::try_from(port).ok()),
-        restore_command: section.get("restore_command").text(),
+        restore_command: given(section.get("restore_command").text()),
         primary_slot_name: section.get("primary_slot_name").text(),
         create_replica_methods: match methods.is_there() {
             true => replica_methods(&methods, &section_of),

@@ -7,10 +7,11 @@ use crate::ha::manual::{self, PROBE_MS};
 use crate::ha::ports::Server;
 use crate::ha::race::{self, Demands, Myself, Unfit};
 use crate::ha::schedule::{self, Due};
+use crate::ha::standby;
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Turn};
 use futures::stream::StreamExt;
-use hathi_dcs::{DcsError, Deadline, Failover, Lsn, MemberName, Timeline};
+use hathi_dcs::{DcsError, Deadline, Failover, Lsn, MemberName};
 use std::collections::BTreeMap;
 
 /// Section 8: nobody holds the lock and PostgreSQL runs here.
@@ -22,7 +23,7 @@ pub async fn without_leader(turn: &mut Turn<'_>) -> Decided {
         Ok(()) => {}
         Err((rule, why)) => {
             turn.because(rule, why.clone());
-            return not_healthiest(turn, &why);
+            return not_healthiest(turn, &why).await;
         }
     }
     if !is_as_i_saw_it(turn).await {
@@ -81,17 +82,23 @@ async fn won(turn: &mut Turn<'_>) -> Decided {
         let _ = turn.ports.dcs.write_failover(&Failover::default(), expect, by).await;
     }
     turn.memory.want_latest = true;
+    if standby::is_in_force(turn) {
+        return standby::lead(turn).await; // HA-112
+    }
     enforce_primary(turn).await
 }
 
 /// HA-082. A standby keeps its upstream: cutting the stream gains nothing. (HA-307)
-fn not_healthiest(turn: &mut Turn<'_>, why: &str) -> Decided {
+async fn not_healthiest(turn: &mut Turn<'_>, why: &str) -> Decided {
     if turn.pg.is_primary && !broken(Breakage::KeepAfterLoss) {
         turn.memory.rewind.ask();
         let line = format!("demoting self: {why}");
         return Decided::task(line, Task::Demote(Demotion::LostLock));
     }
     let at = turn.now().plus(1_000);
+    if turn.settings.standby_cluster.is_some() && !turn.pg.is_primary {
+        return standby::without_leader(turn).await.again_at(at); // HA-111
+    }
     Decided::line(format!(
         "following a different leader because i am not the healthiest node: {why}"
     ))
@@ -134,7 +141,9 @@ async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
         return Err(("HA-089", "I am tagged nofailover".into()));
     }
     // Kept up by other members of a mixed cluster; a commit they acknowledged must not be lost.
-    if let Some(sync) = &turn.view.sync
+    // A standby cluster has no such commits: what is left there is of its former life. (CFG-282)
+    if turn.settings.standby_cluster.is_none()
+        && let Some(sync) = &turn.view.sync
         && sync.value.leader.is_some()
         && !sync.value.names(turn.me())
     {
@@ -156,11 +165,7 @@ async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why>
         }
     }
     // Whoever promotes from an old timeline makes a second one of the same number. (INV-17)
-    let timeline = if turn.settings.check_timeline {
-        turn.view.history.cluster_timeline()
-    } else {
-        Timeline(0)
-    };
+    let timeline = standby::demanded_timeline(&turn.settings, &turn.view);
     if let Some(candidate) = &request.candidate {
         if candidate == turn.me() {
             let Server::Standby(standby) = &turn.pg.server else { return Ok(()) };
@@ -208,11 +213,7 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
     let lag = turn.settings.maximum_lag_on_failover;
     let demands = Demands {
         leader_lsn_and_lag: request.is_none().then_some((turn.view.status.optime, lag)),
-        cluster_timeline: if turn.settings.check_timeline {
-            turn.view.history.cluster_timeline()
-        } else {
-            Timeline(0)
-        },
+        cluster_timeline: standby::demanded_timeline(&turn.settings, &turn.view),
         former_leader: old_view.as_ref().and_then(|view| view.leader_name().cloned()),
     };
     let unfit = |unfit: Unfit| (unfit.rule(), unfit.to_string());

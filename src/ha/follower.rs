@@ -4,6 +4,7 @@ use crate::ha::breakage::{Breakage, broken};
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{FollowChange, Server, Upstream};
 use crate::ha::recovery::rewind_if_needed;
+use crate::ha::standby;
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Turn};
 use hathi_dcs::{Deadline, MemberName, Role};
@@ -12,6 +13,21 @@ use hathi_dcs::{Deadline, MemberName, Role};
 const ASK_AGAIN_MS: u64 = 5_000;
 /// How soon a standby that does not stream yet is looked at again.
 const NOT_STREAMING_MS: u64 = 500;
+/// The same for the remote primary of a standby cluster.
+const REMOTE_AWAY_MS: u64 = 2_000;
+
+/// Whom this node is to follow now, and as what. (HA-125)
+pub struct Place {
+    /// `None`: nobody, because that is wanted, or because nobody is known.
+    pub upstream: Option<Upstream>,
+    /// Who can say whether my log is a part of what the upstream has; the first is rewound to.
+    pub sources: Vec<Upstream>,
+    pub role: Role,
+    /// `None`: the remote primary of a standby cluster.
+    pub leader: Option<MemberName>,
+    /// The status line when nothing is to be done.
+    pub line: String,
+}
 
 /// One turn behind this leader.
 pub async fn follow(turn: &mut Turn<'_>, leader: &MemberName) -> Decided {
@@ -21,25 +37,50 @@ pub async fn follow(turn: &mut Turn<'_>, leader: &MemberName) -> Decided {
         let line = format!("demoting self because {leader} holds the leader lock");
         return Decided::task(line, Task::Demote(Demotion::LostLock));
     }
-    if turn.pg.role != Role::Replica && !turn.pg.is_primary {
-        turn.ports.postgres.set_role(Role::Replica);
-        turn.pg.role = Role::Replica;
+    if turn.settings.standby_cluster.is_some() && turn.upstream(leader).is_none() {
+        turn.because("HA-111", format!("{leader} does not say where its PostgreSQL is"));
+        return Decided::line("continue following the old known standby leader");
     }
-    ask_for_rewind_when_the_leader_moved_on(turn, leader);
-    if let Some(decided) = rewind_if_needed(turn, leader, true).await {
+    let place = Place {
+        upstream: upstream(turn, leader),
+        sources: standby::sources(turn, Some(leader)),
+        role: Role::Replica,
+        leader: Some(leader.clone()),
+        line: no_action(turn, leader),
+    };
+    take(turn, place).await
+}
+
+/// Takes this place: asks whether it can, and changes what PostgreSQL streams from.
+pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
+    let told_another = turn.pg.role != place.role;
+    if told_another && !turn.pg.is_primary {
+        turn.ports.postgres.set_role(place.role);
+        turn.pg.role = place.role;
+    }
+    if let Some(leader) = &place.leader {
+        ask_for_rewind_when_the_leader_moved_on(turn, leader);
+    }
+    standby::ask_when_the_remote_moved_on(turn).await;
+    if let Some(decided) = rewind_if_needed(turn, &place.sources, true).await {
         return decided;
     }
-    let Some(upstream) = upstream(turn, leader) else {
-        return Decided::line(no_action(turn, leader));
+    let Some(upstream) = place.upstream else {
+        return Decided::line(place.line);
     };
     let by = Deadline(turn.now().plus(2_000));
     match turn.ports.postgres.follow_change(Some(&upstream), by).await {
         FollowChange::Nothing => {
-            let line = Decided::line(no_action(turn, leader));
+            if told_another && place.role == Role::StandbyLeader {
+                turn.ports.postgres.tell_role_change();
+            }
+            let line = Decided::line(place.line);
             match &turn.pg.server {
-                // Others wait to see it stream; there is no event for the moment it begins.
+                // Others wait to see it stream; there is no event for the moment it begins. The
+                // remote primary of another site may be away for long.
                 Server::Standby(standby) if !standby.streaming && !standby.from_archive => {
-                    line.again_at(turn.now().plus(NOT_STREAMING_MS))
+                    let soon = if upstream.remote { REMOTE_AWAY_MS } else { NOT_STREAMING_MS };
+                    line.again_at(turn.now().plus(soon))
                 }
                 Server::Standby(_)
                 | Server::Primary { .. }
@@ -53,17 +94,28 @@ pub async fn follow(turn: &mut Turn<'_>, leader: &MemberName) -> Decided {
             turn.memory.rewind.ask();
             // Not before it is known that our log is a part of the leader's: a timeline that only
             // shares its number would be streamed without an error. (PG-147)
-            if let Some(decided) = rewind_if_needed(turn, leader, true).await {
+            if let Some(decided) = rewind_if_needed(turn, &place.sources, true).await {
                 return decided;
             }
-            if turn.memory.rewind == Rewind::Check {
-                return Decided::line(format!("following {leader} as soon as it is a primary"))
-                    .again_at(turn.now().plus(500));
+            if turn.memory.rewind == Rewind::Check && !place.sources.is_empty() {
+                let line = match &place.leader {
+                    Some(leader) => format!("following {leader} as soon as it is a primary"),
+                    None => "following the remote member as soon as it answers".to_owned(),
+                };
+                return Decided::line(line).again_at(turn.now().plus(500));
             }
             let by = Deadline(turn.now().plus(2_000));
+            let whom = place.leader.as_ref().map_or("the remote member", MemberName::as_str);
             match turn.ports.postgres.follow_by_reload(Some(&upstream), by).await {
-                Ok(()) => Decided::line(format!("following a different leader ({leader})")),
-                Err(error) => Decided::line(format!("could not follow {leader}: {error}")),
+                Ok(()) => Decided::line(match place.role {
+                    Role::StandbyLeader => place.line,
+                    Role::Replica
+                    | Role::Primary
+                    | Role::Promoted
+                    | Role::Demoted
+                    | Role::Uninitialized => format!("following a different leader ({whom})"),
+                }),
+                Err(error) => Decided::line(format!("could not follow {whom}: {error}")),
             }
         }
         FollowChange::Restart => {
@@ -115,5 +167,6 @@ fn ask_for_rewind_when_the_leader_moved_on(turn: &mut Turn<'_>, leader: &MemberN
 }
 
 fn no_action(turn: &Turn<'_>, leader: &MemberName) -> String {
-    format!("no action. I am ({}), a secondary, and following a leader ({leader})", turn.me())
+    let what = if turn.settings.standby_cluster.is_some() { "standby " } else { "" };
+    format!("no action. I am ({}), a secondary, and following a {what}leader ({leader})", turn.me())
 }

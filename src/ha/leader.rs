@@ -7,7 +7,7 @@ use crate::ha::memory::{AfterPromotion, Running};
 use crate::ha::ports::Server;
 use crate::ha::task::{Demotion, Kind, Task, immediate};
 use crate::ha::turn::{Decided, Lock, Turn};
-use crate::ha::{history, request, slots};
+use crate::ha::{history, request, slots, standby};
 use hathi_dcs::{Deadline, Lsn, MemberName, Role, Timeline};
 
 /// The store says that the lock is gone, with or without a new owner. (HA-063)
@@ -30,6 +30,9 @@ pub async fn with_lock(turn: &mut Turn<'_>) -> Decided {
     if let Some(decided) = request::on_owner(turn).await {
         return decided;
     }
+    if standby::is_in_force(turn) {
+        return standby::lead(turn).await;
+    }
     checkpoint_of_a_former_life(turn).await;
     checkpoint_after_promotion(turn);
     enforce_primary(turn).await
@@ -51,6 +54,9 @@ pub async fn enforce_primary(turn: &mut Turn<'_>) -> Decided {
         return unwatched(turn, &why).await;
     }
     let me = turn.me().clone();
+    if !standby::arm(turn).await {
+        return Decided::line("not promoting: the leader key could not be confirmed");
+    }
     match &turn.pg.server {
         Server::Primary { timeline, .. } => {
             let timeline = *timeline;

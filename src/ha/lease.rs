@@ -73,6 +73,8 @@ struct Belief {
     /// When the loop last finished a turn. A stuck loop loses its lock. (design section 2)
     turn_done: Millis,
     closed: bool,
+    /// Who holds it cannot write: no fence is armed by a renewal. (HA-110)
+    read_only: bool,
 }
 
 /// Shared by the turn, the tasks and the keeper.
@@ -97,6 +99,7 @@ impl Default for Lease {
                 renew_at: Millis(0),
                 turn_done: Millis(0),
                 closed: false,
+                read_only: false,
             }),
             one_at_a_time: futures::lock::Mutex::new(()),
             poke: Mutex::new(poke),
@@ -231,11 +234,27 @@ impl Lease {
         if belief.until.is_some_and(|until| until > limit) {
             belief.until = Some(limit);
             belief.renew_at = at;
+            let read_only = belief.read_only;
             drop(belief);
-            ports.fence.protect_until(limit.minus(Reserve::of(timing).guard));
+            if !read_only {
+                ports.fence.protect_until(limit.minus(Reserve::of(timing).guard));
+            }
             // Sooner than before: that much of the lease is confirmed.
             ports.watchdog.keep_alive(limit);
             self.wake_keeper();
+        }
+    }
+
+    /// The holder of the lock leads a standby cluster: there is nothing to fence, and a store that is
+    /// away must not cost it its PostgreSQL. Ends with `false`: the renewal after that arms the fence
+    /// again, before anything is promoted. (HA-110, HA-113)
+    pub fn read_only(&self, ports: &Ports, yes: bool) {
+        if let Some(front) = &self.front {
+            return front.read_only(yes);
+        }
+        lock(&self.belief).read_only = yes;
+        if yes {
+            ports.fence.stand_down();
         }
     }
 
@@ -284,9 +303,10 @@ impl Lease {
                 belief.until = Some(until);
                 belief.verdict = Verdict::Mine;
                 belief.renew_at = sent.plus(timing.loop_wait_ms().min(timing.ttl_ms() / 3));
+                let read_only = belief.read_only;
                 drop(belief);
                 // In pause the operator is responsible for PostgreSQL. (HA-130)
-                if !settings.pause && !broken(Breakage::IgnoreLeaseDeadline) {
+                if !settings.pause && !read_only && !broken(Breakage::IgnoreLeaseDeadline) {
                     ports.fence.protect_until(until.minus(Reserve::of(timing).guard));
                 }
                 ports.watchdog.keep_alive(until); // HA-172; in pause it is not armed

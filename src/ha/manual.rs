@@ -4,6 +4,7 @@
 use crate::ha::ports::Ports;
 use crate::ha::race;
 use crate::ha::settings::Settings;
+use crate::ha::standby;
 use futures::FutureExt;
 use futures::stream::StreamExt;
 use hathi_dcs::{
@@ -128,8 +129,7 @@ pub fn needs<'a>(
     candidate: Option<&'a MemberName>,
     lsn: Lsn,
 ) -> Needs<'a> {
-    let timeline =
-        if settings.check_timeline { view.history.cluster_timeline() } else { Timeline(0) };
+    let timeline = standby::demanded_timeline(settings, view);
     Needs { candidate, lsn, maximum_lag: settings.maximum_lag_on_failover, timeline }
 }
 

@@ -98,7 +98,12 @@ pub async fn publish(
     by: Deadline,
 ) {
     let now = ports.clock.now();
-    let pending = memory.after_promotion != AfterPromotion::Nothing && pg.role == Role::Primary;
+    let pending = match pg.role {
+        Role::Primary => memory.after_promotion != AfterPromotion::Nothing,
+        // As Patroni has it: a standby leader never made that checkpoint. (HA-117)
+        Role::StandbyLeader => true,
+        Role::Promoted | Role::Replica | Role::Demoted | Role::Uninitialized => false,
+    };
     let planned = memory.scheduled_restart.as_ref();
     let data = record(settings, pg, pending, with_positions, planned);
     if !worth_writing(memory.published.as_ref(), &data, now, settings.timing.loop_wait_ms()) {

@@ -125,6 +125,8 @@ pub struct Memory {
     pub leader_timeline: Timeline,
     pub published: Option<(MemberData, Millis)>,
     pub was_paused: bool,
+    /// The lock was held here in a standby cluster, and no fence is armed for it. (HA-110)
+    pub standby_leader: bool,
     /// The key was given up by a demotion whose task runs: it is not to be asked for again.
     pub giving_up: bool,
     /// The running task was told to stop; its end is awaited. (HA-160, HA-162, HA-163)

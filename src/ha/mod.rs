@@ -10,6 +10,7 @@
 //!                        ├─ election   nobody leads (table: race)
 //!                        ├─ silence    the store does not answer
 //!                        ├─ follower   somebody else leads
+//!                        ├─ standby    the cluster follows another one
 //!                        ├─ pause      the cluster is to be left alone
 //!                        ├─ operator   what is asked of this very member: restart, schedule
 //!                        └─ member, slots, history: what is written at the end
@@ -46,6 +47,7 @@ pub mod settings;
 mod shutdown;
 mod silence;
 mod slots;
+mod standby;
 mod start;
 mod task;
 mod turn;

@@ -2,6 +2,8 @@
 
 use crate::ha::follower;
 use crate::ha::leader::write_status;
+use crate::ha::ports::Server;
+use crate::ha::standby;
 use crate::ha::turn::{Decided, Lock, Turn};
 
 /// Section 14, as far as a paused cluster must be left alone: the owner keeps the lock while it is a
@@ -16,6 +18,16 @@ pub async fn paused(turn: &mut Turn<'_>) -> Decided {
             write_status(turn).await;
             turn.ports.fence.stand_down();
             Decided::line(format!("PAUSE: no action. I am ({me}), the leader with the lock"))
+        }
+        Lock::Mine { .. } if turn.settings.standby_cluster.is_some() => {
+            // A standby leader keeps the lock, and may follow another remote member. (HA-131, HA-134)
+            write_status(turn).await;
+            match &turn.pg.server {
+                Server::Standby(_) => left_alone(standby::lead(turn).await),
+                Server::Primary { .. } | Server::Down | Server::Starting | Server::Silent(_) => {
+                    Decided::line(format!("PAUSE: no action. I am ({me}), the standby leader"))
+                }
+            }
         }
         Lock::Mine { .. } if turn.memory.task.is_none() => {
             turn.because("HA-131", "the lock is mine and PostgreSQL is not a primary");
@@ -35,11 +47,16 @@ pub async fn paused(turn: &mut Turn<'_>) -> Decided {
             Decided::line(format!("PAUSE: no action. I am ({me})"))
         }
         Lock::Other { holder } if turn.pg.alive && !turn.pg.is_primary => {
-            match follower::follow(turn, &holder).await {
-                Decided { start: None, line, .. } => Decided::line(format!("PAUSE: {line}")),
-                Decided { line, .. } => Decided::line(format!("PAUSE: not done: {line}")),
-            }
+            left_alone(follower::follow(turn, &holder).await)
         }
         Lock::Other { .. } => Decided::line(format!("PAUSE: no action. I am ({me})")),
+    }
+}
+
+/// Nothing is stopped or started in pause.
+fn left_alone(decided: Decided) -> Decided {
+    match decided {
+        Decided { start: None, line, .. } => Decided::line(format!("PAUSE: {line}")),
+        Decided { line, .. } => Decided::line(format!("PAUSE: not done: {line}")),
     }
 }

@@ -308,8 +308,19 @@ pub enum ControlState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upstream {
     pub name: MemberName,
-    /// As in its member record: `postgres://host:port/database`.
+    /// As in its member record: `postgres://host:port/database`. Empty for a remote one that is only
+    /// reached through its archive.
     pub conn_url: String,
+    /// It is outside of this cluster: what `standby_cluster` names. (HA-110)
+    #[serde(default)]
+    pub remote: bool,
+}
+
+impl Upstream {
+    /// Can it be connected to?
+    pub fn has_address(&self) -> bool {
+        !self.conn_url.is_empty()
+    }
 }
 
 /// What has to be done so that PostgreSQL follows an upstream. (PG-220)
@@ -333,9 +344,14 @@ pub struct TimelineEnd {
 /// What a possible rewind source is. (PG-145)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceHistory {
+    /// Or it did not say: then it is no rewind source either.
     pub in_recovery: bool,
     pub timeline: Timeline,
     pub ends: Vec<TimelineEnd>,
+    /// The timeline of its last checkpoint: before it is the current one nobody may rewind to it.
+    /// `None`: not asked, or it did not say. (PG-154)
+    #[serde(default)]
+    pub checkpoint_timeline: Option<Timeline>,
 }
 
 /// How far the local data directory is. (PG-144)
@@ -445,6 +461,10 @@ pub trait Postgres: Send + Sync {
 
     fn set_state(&self, state: State);
 
+    /// Runs the callback of a changed role, if the last one told another; for a change that no start,
+    /// reload or promotion goes with. (HA-122, PG-067)
+    fn tell_role_change(&self);
+
     /// What would have to be done to follow `upstream`. Reads files and settings, changes nothing.
     async fn follow_change(&self, upstream: Option<&Upstream>, by: Deadline) -> FollowChange;
 
@@ -479,6 +499,13 @@ pub trait Postgres: Send + Sync {
         source: &Upstream,
         by: Deadline,
     ) -> Result<SourceHistory, PgError>;
+
+    /// Does this server archive its log: `archive_mode` and a command? (HA-116)
+    async fn archives(&self, by: Deadline) -> bool;
+
+    /// Archives the segment with the shutdown checkpoint of a stopped server, which no archiver sees
+    /// any more: who follows by the archive needs it to go on. (HA-116)
+    async fn archive_shutdown_checkpoint(&self, by: Deadline) -> Result<(), PgError>;
 
     /// Ends the long effect that runs now, and every later one until [`Postgres::clear_cancel`].
     /// (PG-091, PG-094)

@@ -5,9 +5,10 @@ use crate::ha::leader;
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{ControlData, ControlState, LocalEnd, SourceHistory, TimelineEnd, Upstream};
 use crate::ha::rewind::{Divergence, diverged};
+use crate::ha::standby;
 use crate::ha::task::{Renewal, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
-use hathi_dcs::{Deadline, MemberName, Role, State};
+use hathi_dcs::{Deadline, Role, State};
 
 /// The first turn after a start was ordered. `None`: it runs, or nothing was to be judged. (HA-054)
 pub async fn judge_start(turn: &mut Turn<'_>) -> Option<Decided> {
@@ -69,7 +70,9 @@ pub async fn not_running(turn: &mut Turn<'_>) -> Decided {
     if let Some(decided) = single_user(turn, control.as_ref()) {
         return decided;
     }
-    if let Lock::Mine { .. } = turn.lock {
+    if let Lock::Mine { .. } = turn.lock
+        && turn.settings.standby_cluster.is_none()
+    {
         turn.because("HA-045", "I own the lock; the promotion comes after the start");
         turn.memory.rewind = Rewind::NotAsked;
         turn.memory.recovering = true;
@@ -86,7 +89,12 @@ async fn crashed_primary(
     crashed: bool,
 ) -> Option<Decided> {
     let settings = turn.settings.clone();
-    if settings.primary_start_timeout == 0 && leader::someone_can_take_over(turn).await {
+    // A standby leader whose PostgreSQL was stopped on purpose, to demote it, is not a crash.
+    let may_fail_over = crashed || settings.standby_cluster.is_none();
+    if settings.primary_start_timeout == 0
+        && may_fail_over
+        && leader::someone_can_take_over(turn).await
+    {
         turn.because("HA-042", "primary_start_timeout is 0 and somebody can take over");
         let line = "stopped PostgreSQL to fail over after a crash";
         return Some(give_up_the_key(turn, line).await);
@@ -106,7 +114,9 @@ async fn crashed_primary(
             | ControlState::ShuttingDown
             | ControlState::ShutDown
     );
+    // Never as a primary in a standby cluster. (HA-043, INV-19)
     if settings.primary_start_timeout == 0
+        || settings.standby_cluster.is_some()
         || !crashed
         || !was_primary
         || control.has_standby_signal
@@ -114,7 +124,7 @@ async fn crashed_primary(
     {
         return None;
     }
-    if !turn.confirm_lock().await {
+    if !standby::arm(turn).await || !turn.confirm_lock().await {
         return None;
     }
     if let Err(why) = leader::watched(turn) {
@@ -183,40 +193,52 @@ async fn start_as_standby(turn: &mut Turn<'_>) -> Decided {
     if !turn.memory.rewind.was_executed() {
         turn.memory.rewind.ask();
     }
-    if let Some(leader) = &leader
-        && let Some(decided) = rewind_if_needed(turn, leader, false).await
-    {
+    let sources = standby::sources(turn, leader.as_ref());
+    if let Some(decided) = rewind_if_needed(turn, &sources, false).await {
         return decided;
     }
-    if leader.is_none() && turn.memory.rewind.was_executed() {
+    if leader.is_none()
+        && turn.settings.standby_cluster.is_none()
+        && turn.memory.rewind.was_executed()
+    {
         // Without the log of the one it was rewound to it would start for ever.
         turn.because("HA-315", "after a rewind it starts behind a leader only");
         return Decided::line("waiting for a leader after a rewind");
     }
-    let upstream = leader.as_ref().and_then(|name| turn.upstream(name));
-    if leader.is_some() && upstream.is_none() {
-        return Decided::line("waiting for the leader to say where its PostgreSQL is");
-    }
+    let (upstream, line) = match standby::start_place(turn) {
+        Some(place) => place,
+        None => {
+            let upstream = leader.as_ref().and_then(|name| turn.upstream(name));
+            if leader.is_some() && upstream.is_none() {
+                return Decided::line("waiting for the leader to say where its PostgreSQL is");
+            }
+            (upstream, "starting as a secondary")
+        }
+    };
     // Whether our log is a part of the leader's is not known yet: it starts, and follows nobody until
     // that is. (PG-147)
-    let upstream = upstream.filter(|_| turn.memory.rewind != Rewind::Check);
+    let known = turn.memory.rewind != Rewind::Check || sources.is_empty();
+    let upstream = upstream.filter(|_| known);
     turn.because("HA-049", "starting as a standby");
     turn.memory.recovering = true;
-    Decided::task("starting as a secondary", Task::Follow { upstream, restart: false })
+    Decided::task(line, Task::Follow { upstream, restart: false })
 }
 
-/// HA-047: asks the leader whether we can follow it. `None`: we can, or nobody can say yet.
+/// HA-047: asks the leader whether we can follow it; in a standby cluster the remote primary, and
+/// while that is away the standby leader. `None`: we can, or nobody can say yet.
 pub async fn rewind_if_needed(
     turn: &mut Turn<'_>,
-    leader: &MemberName,
+    sources: &[Upstream],
     running: bool,
 ) -> Option<Decided> {
     if broken(Breakage::SkipRewind) {
         return None;
     }
-    let source = turn.upstream(leader)?;
-    if turn.memory.rewind == Rewind::Check {
-        check(turn, &source).await;
+    let source = sources.first()?.clone();
+    if turn.memory.rewind == Rewind::Check && !check(turn, &source).await {
+        for other in sources.iter().skip(1) {
+            check(turn, other).await;
+        }
     }
     match turn.memory.rewind {
         Rewind::Needed => {}
@@ -227,27 +249,34 @@ pub async fn rewind_if_needed(
     if turn.pg.can_rewind {
         let by = Deadline(turn.now().plus(3_000));
         let history = turn.ports.postgres.source_history(&source, by).await;
-        let leads_on = match history {
-            Ok(history) if !history.in_recovery => Some(history.timeline),
-            Ok(_) | Err(_) => None,
+        let leads_on = history.ok().filter(|history| !history.in_recovery);
+        let checkpointing = match &leads_on {
+            None => true,
+            // It has no record here; its control file says it. (PG-154)
+            Some(history) if source.remote => {
+                history.checkpoint_timeline.is_some_and(|done| done < history.timeline)
+            }
+            // A record from before the promotion says nothing about the checkpoint after it. (INV-30)
+            Some(history) => turn.view.member(&source.name).is_none_or(|member| {
+                member.data.checkpoint_after_promote == Some(false)
+                    || member.data.role != Some(Role::Primary)
+                    || member.data.timeline != Some(history.timeline)
+            }),
         };
-        // A record from before the promotion says nothing about the checkpoint after it. (INV-30)
-        let checkpointing = turn.view.member(leader).is_none_or(|member| {
-            member.data.checkpoint_after_promote == Some(false)
-                || member.data.role != Some(Role::Primary)
-                || leads_on.is_none()
-                || member.data.timeline != leads_on
-        });
+        let name = source.name.clone();
         if checkpointing {
-            turn.because("PG-154", "the leader has not finished its checkpoint");
-            let line = format!("Waiting for checkpoint on {leader} before rewind");
+            turn.because("PG-154", format!("{name} has not finished its checkpoint"));
+            let line = format!("Waiting for checkpoint on {name} before rewind");
             return Some(Decided::line(line).again_at(turn.now().plus(500)));
         }
-        turn.because("HA-047", format!("rewinding to {leader}"));
+        turn.because("HA-047", format!("rewinding to {name}"));
         let task = Task::Rewind { source, stop_first: running };
-        return Some(Decided::task(format!("running pg_rewind from {leader}"), task));
+        return Some(Decided::task(format!("running pg_rewind from {name}"), task));
     }
-    if turn.settings.remove_data_directory_on_diverged_timelines {
+    // A new copy across sites is the operator's decision. (HA-047, PG-161)
+    if turn.settings.standby_cluster.is_none()
+        && turn.settings.remove_data_directory_on_diverged_timelines
+    {
         turn.because("PG-161", "diverged, and pg_rewind is not possible here");
         let task = Task::Reinitialize { follow: source.clone(), source, why: Renewal::Diverged };
         return Some(Decided::task("reinitializing due to diverged timelines", task));
@@ -264,7 +293,7 @@ fn another_history(turn: &mut Turn<'_>, source: Upstream) -> Decided {
     );
     // Another leader may be one that can be followed.
     turn.memory.rewind = Rewind::Check;
-    if !turn.settings.remove_data_directory_on_diverged_timelines {
+    if source.remote || !turn.settings.remove_data_directory_on_diverged_timelines {
         return Decided::line(
             "not following: my timeline parted from the leader's; reinitialize me",
         );
@@ -281,46 +310,60 @@ fn after_failed_rewind(turn: &mut Turn<'_>, source: Upstream) -> Option<Decided>
     }
     turn.because("PG-160", "pg_rewind failed, and the configuration says to start over");
     turn.memory.rewind = Rewind::NotAsked;
+    // The owner of the lock keeps what it has. (INV-20)
+    if turn.i_own_the_lock() {
+        return None;
+    }
     let task = Task::Reinitialize { follow: source.clone(), source, why: Renewal::RewindFailed };
     Some(Decided::task("reinitializing after a failed pg_rewind", task))
 }
 
-/// PG-144 … PG-151.
-async fn check(turn: &mut Turn<'_>, source: &Upstream) {
+/// PG-144 … PG-151. `false`: it could not say.
+async fn check(turn: &mut Turn<'_>, source: &Upstream) -> bool {
     let by = Deadline(turn.now().plus(3_000));
     let Some(local) = turn.ports.postgres.local_end(by).await else {
         turn.because("PG-144", "where this data directory ends cannot be said now");
-        return;
+        return true;
     };
     let by = Deadline(turn.now().plus(3_000));
-    match turn.ports.postgres.source_history(source, by).await {
+    let history = match turn.ports.postgres.source_history(source, by).await {
         Err(error) => {
             turn.because("PG-145", format!("{} does not answer: {error}", source.name));
+            return false;
         }
-        Ok(history) if history.in_recovery => {
-            turn.because("PG-145", format!("{} is still in recovery", source.name));
+        Ok(history) => history,
+    };
+    // In a standby cluster everybody is in recovery, perhaps also the server that the remote member
+    // is: that we can follow it, it can say; that we cannot, only a primary. (PG-145)
+    let standby_cluster = turn.settings.standby_cluster.is_some();
+    if history.in_recovery && !standby_cluster {
+        turn.because("PG-145", format!("{} is still in recovery", source.name));
+        return false;
+    }
+    let parted = parted(turn, &local, &history).await;
+    let (answer, rule) = if parted {
+        (Divergence::Diverged("we share the numbers of our timelines, not their history"), "PG-147")
+    } else {
+        diverged(&local, &history)
+    };
+    match answer {
+        Divergence::None => {
+            turn.because(rule, format!("no rewind needed, says {}", source.name));
+            turn.memory.rewind = Rewind::NotNeeded;
+            true
         }
-        Ok(history) => {
-            if parted(turn, &local, &history).await {
-                turn.because("PG-147", "we share the numbers of our timelines, not their history");
-                turn.memory.rewind = if local.timeline == history.timeline {
-                    Rewind::OtherHistory
-                } else {
-                    Rewind::Needed
-                };
-                return;
-            }
-            let (answer, rule) = diverged(&local, &history);
-            match answer {
-                Divergence::None => {
-                    turn.because(rule, "no rewind needed");
-                    turn.memory.rewind = Rewind::NotNeeded;
-                }
-                Divergence::Diverged(why) => {
-                    turn.because(rule, why);
-                    turn.memory.rewind = Rewind::Needed;
-                }
-            }
+        Divergence::Diverged(why) if history.in_recovery => {
+            turn.because("PG-145", format!("{} is in recovery, and {why}", source.name));
+            false
+        }
+        Divergence::Diverged(why) => {
+            turn.because(rule, why);
+            turn.memory.rewind = if parted && local.timeline == history.timeline {
+                Rewind::OtherHistory
+            } else {
+                Rewind::Needed
+            };
+            true
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::ha::manual::Answer;
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{ControlState, Start, Started, Stop, StopMode};
 use crate::ha::schedule::{self, Due};
+use crate::ha::standby;
 use crate::ha::task::{Context, Outcome, Task, stopped};
 use crate::ha::turn::{Decided, Lock, Turn};
 use chrono::{DateTime, FixedOffset};
@@ -157,6 +158,9 @@ async fn start_as(turn: &mut Turn<'_>) -> Result<Start, String> {
         return start_in_pause(turn).await;
     }
     let paused = turn.settings.pause;
+    if turn.settings.standby_cluster.is_some() && turn.pg.is_primary {
+        return Err("a primary in a standby cluster".into()); // HA-116
+    }
     match (turn.lock.clone(), turn.pg.is_primary) {
         (Lock::Mine { .. }, true) => {
             if paused || turn.confirm_lock().await {
@@ -181,9 +185,8 @@ async fn start_as(turn: &mut Turn<'_>) -> Result<Start, String> {
             let upstream = follower::upstream(turn, &holder).filter(|_| follows);
             Ok(Start::AsStandby(upstream))
         }
-        (Lock::Mine { .. } | Lock::Free | Lock::Lost { .. } | Lock::Unseen { .. }, false) => {
-            Ok(Start::AsStandby(None))
-        }
+        (Lock::Mine { .. }, false) => Ok(Start::AsStandby(standby::remote(turn))), // HA-110
+        (Lock::Free | Lock::Lost { .. } | Lock::Unseen { .. }, false) => Ok(Start::AsStandby(None)),
     }
 }
 
@@ -210,6 +213,9 @@ async fn start_in_pause(turn: &mut Turn<'_>) -> Result<Start, String> {
     }
     if let Some(holder) = upstream {
         return Err(format!("it was a primary, and {holder} leads now"));
+    }
+    if turn.settings.standby_cluster.is_some() {
+        return Err("it was a primary, and the cluster follows another one".into());
     }
     if control.checkpoint_timeline < turn.view.history.cluster_timeline() {
         return Err("it was a primary of an older timeline".into());

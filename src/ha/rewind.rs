@@ -70,6 +70,7 @@ mod tests {
                     at: None,
                 },
             ],
+            checkpoint_timeline: None,
         };
         let standby = |timeline, lsn| LocalEnd {
             timeline: Timeline(timeline),

@@ -468,9 +468,11 @@ fn start(
     }
     memory.task = Some(Running { name: task.name(), kind, since: now });
     memory.giving_up = match &task {
-        Task::Demote(Demotion::Graceful | Demotion::Immediate) => true,
+        // In a demotion to a standby cluster the key may be given up, or stay.
+        Task::Demote(Demotion::Graceful | Demotion::Immediate | Demotion::Cluster) => true,
         Task::Demote(Demotion::LostLock | Demotion::Offline { .. })
         | Task::Bootstrap
+        | Task::BootstrapStandbyLeader { .. }
         | Task::Clone { .. }
         | Task::Reinitialize { .. }
         | Task::StartAsPrimary { .. }

@@ -1,5 +1,6 @@
 //! What the core has to know of the configuration: plain values, already checked.
 
+use crate::ha::ports::Upstream;
 use hathi_dcs::{MemberName, Timing};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -80,6 +81,17 @@ pub struct StandbyCluster {
     /// `postgres://host:port/database`, several hosts separated by commas; `None`: only from the
     /// archive.
     pub conn_url: Option<String>,
+}
+
+impl StandbyCluster {
+    /// The remote primary as a server to follow. (HA-110)
+    pub fn remote(&self) -> Upstream {
+        Upstream {
+            name: MemberName::from("remote_member"),
+            conn_url: self.conn_url.clone().unwrap_or_default(),
+            remote: true,
+        }
+    }
 }
 
 /// The version we publish: the Patroni whose records and behaviour we speak. (DCS-060, REST-350)

@@ -86,7 +86,11 @@ pub fn status(
     pg: &Observation,
     seen: &BTreeMap<String, Millis>,
 ) -> Option<Status> {
-    let Server::Primary { lsn, .. } = pg.server else { return None };
+    let lsn = match &pg.server {
+        Server::Primary { lsn, .. } => *lsn,
+        Server::Standby(standby) if settings.standby_cluster.is_some() => standby.lsn(),
+        Server::Standby(_) | Server::Down | Server::Starting | Server::Silent(_) => return None,
+    };
     if !settings.use_slots || settings.member_slots_ttl == 0 {
         return Some(Status { optime: lsn, ..Status::default() });
     }

@@ -5,7 +5,7 @@ use crate::ha::breakage::{Breakage, broken};
 use crate::ha::ports::{DataDir, Server, Upstream};
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
-use crate::ha::{leader, request};
+use crate::ha::{leader, request, standby};
 use hathi_dcs::{DcsError, Expect, Millis, Role, State, Version};
 
 /// How soon a starting server is looked at again.
@@ -84,7 +84,7 @@ async fn bootstrap(turn: &mut Turn<'_>) -> Decided {
         let line = format!("trying to bootstrap from '{}'", source.name);
         return Decided::task(line, Task::Clone { source, follow });
     }
-    let waits = Decided::line("waiting for leader to bootstrap");
+    let waits = waiting(turn);
     let expect = match turn.view.initialize.as_deref() {
         None => Expect::Absent,
         Some("") => match abandoned(turn) {
@@ -106,6 +106,11 @@ async fn bootstrap(turn: &mut Turn<'_>) -> Decided {
                 return Decided::line("won the race for initialize, and cannot read it");
             }
             turn.memory.bootstrapping = true;
+            if let Some(remote) = standby::remote(turn) {
+                turn.because("HA-030", "the cluster begins as a copy of the remote member");
+                let line = "trying to bootstrap a new standby leader";
+                return Decided::task(line, Task::BootstrapStandbyLeader { remote });
+            }
             Decided::task("trying to bootstrap a new cluster", Task::Bootstrap)
         }
         Err(DcsError::Conflict { .. }) => {
@@ -178,6 +183,11 @@ fn is_idle(state: Option<State>) -> bool {
     }
 }
 
+fn waiting(turn: &Turn<'_>) -> Decided {
+    let what = if turn.settings.standby_cluster.is_some() { "standby_" } else { "" };
+    Decided::line(format!("waiting for {what}leader to bootstrap"))
+}
+
 /// A running member that offers itself by the tag `clonefrom`, else the leader. (PG-120)
 pub fn clone_source(turn: &Turn<'_>) -> Option<Upstream> {
     let leader = turn.view.leader_name()?;
@@ -225,7 +235,10 @@ pub async fn identity(turn: &mut Turn<'_>) -> Option<Decided> {
 
 /// HA-038: the cluster has no identifier and no leader, and this agent just came.
 async fn identity_is_ours_to_give(turn: &mut Turn<'_>, mine: &str) -> Option<Decided> {
-    if let Server::Standby(_) = turn.pg.server {
+    // A standby cluster has nothing but standbys; what one of them says makes nobody a primary.
+    if let Server::Standby(_) = turn.pg.server
+        && turn.settings.standby_cluster.is_none()
+    {
         turn.because("HA-038", "a standby cannot give the cluster its identifier");
         return Some(Decided {
             exit: Some(crate::ha::run::Exit::Left(

@@ -10,7 +10,7 @@ use crate::ha::ports::{
     Upstream,
 };
 use crate::ha::settings::SynchronousMode;
-use crate::ha::{member, restart};
+use crate::ha::{member, restart, standby};
 use futures::stream::StreamExt;
 use hathi_dcs::{
     ClusterView, DcsError, Deadline, Expect, Freshness, Lsn, Millis, Role, State, Status, SystemId,
@@ -41,6 +41,8 @@ pub enum Demotion {
     Immediate,
     /// The key is somebody else's already.
     LostLock,
+    /// The cluster is to follow another one from now on. (HA-116)
+    Cluster,
     /// The store does not answer and the lease ends at this moment, if it has not ended.
     Offline { until: Option<Millis> },
 }
@@ -50,6 +52,10 @@ pub enum Demotion {
 pub enum Task {
     /// Creates the cluster. (HA-030, HA-031)
     Bootstrap,
+    /// Creates a standby cluster: a copy of the remote primary. (HA-030, PG-115)
+    BootstrapStandbyLeader {
+        remote: Upstream,
+    },
     /// Copies the data directory and starts following. (HA-030)
     Clone {
         source: Upstream,
@@ -103,6 +109,7 @@ impl Task {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Bootstrap => "bootstrap",
+            Self::BootstrapStandbyLeader { .. } => "bootstrap_standby_leader",
             Self::Clone { .. } => "bootstrap from leader",
             Self::Reinitialize { why: Renewal::Asked { .. }, .. } => "reinitialize",
             Self::Reinitialize { why: Renewal::Diverged | Renewal::RewindFailed, .. } => {
@@ -113,6 +120,7 @@ impl Task {
             Self::Follow { restart: false, .. } => "restarting after failure",
             Self::Promote => "promote",
             Self::Demote(Demotion::Graceful) => "switchover: demote",
+            Self::Demote(Demotion::Cluster) => "demoting to a standby cluster",
             Self::Demote(_) => "demote",
             Self::Rewind { .. } => "running pg_rewind",
             Self::SingleUser => "doing crash recovery in a single user mode",
@@ -126,6 +134,7 @@ impl Task {
             Self::Restart { .. } | Self::Reinitialize { why: Renewal::Asked { .. }, .. } => true,
             Self::Reinitialize { why: Renewal::Diverged | Renewal::RewindFailed, .. }
             | Self::Bootstrap
+            | Self::BootstrapStandbyLeader { .. }
             | Self::Clone { .. }
             | Self::StartAsPrimary { .. }
             | Self::Follow { .. }
@@ -138,7 +147,7 @@ impl Task {
 
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Bootstrap => Kind::Bootstrap,
+            Self::Bootstrap | Self::BootstrapStandbyLeader { .. } => Kind::Bootstrap,
             Self::Clone { .. } | Self::Reinitialize { .. } => Kind::Clone,
             Self::StartAsPrimary { .. } => Kind::StartAsPrimary,
             Self::Follow { .. } => Kind::Follow,
@@ -185,6 +194,9 @@ pub async fn run(task: Task, context: Context) -> Report {
     let kind = task.kind();
     let outcome = match task {
         Task::Bootstrap => bootstrap(&context).await,
+        Task::BootstrapStandbyLeader { remote } => {
+            bootstrap_standby_leader(&context, &remote).await
+        }
         Task::Clone { source, follow } => {
             clone(&context, &source, &follow, CopyBy::ConfiguredMethods).await
         }
@@ -248,6 +260,32 @@ async fn bootstrap(context: &Context) -> Outcome {
         return cancel_bootstrap(context, &format!("the watchdog does not work: {why}"), None)
             .await;
     }
+    found_the_cluster(context).await
+}
+
+/// HA-030: the first node of a standby cluster. No users and no scripts: they come with the copy.
+async fn bootstrap_standby_leader(context: &Context, remote: &Upstream) -> Outcome {
+    let ports = &context.ports;
+    ports.postgres.set_state(State::CreatingReplica);
+    member::publish_now(ports).await;
+    if let Err(error) =
+        Postgres::clone_from(&*ports.postgres, remote, CopyBy::ConfiguredMethods).await
+    {
+        return cancel_bootstrap(context, &error.to_string(), None).await;
+    }
+    ports.postgres.set_role(Role::StandbyLeader);
+    let start = Start::AsStandby(Some(remote.clone()));
+    if let Err(error) = ports.postgres.start(start, start_deadline(context)).await {
+        return cancel_bootstrap(context, &error.to_string(), None).await;
+    }
+    // Nothing here can be written to: the lease has nothing to fence. (HA-110)
+    context.lease.read_only(ports, true);
+    found_the_cluster(context).await
+}
+
+/// Writes what makes it a cluster, the lock last.
+async fn found_the_cluster(context: &Context) -> Outcome {
+    let ports = &context.ports;
     let seen = ports.postgres.observe(Deadline(ports.clock.now().plus(2_000))).await;
     let Some(system_id) = seen.system_id else {
         return cancel_bootstrap(context, "the new cluster has no system identifier", None).await;
@@ -363,7 +401,10 @@ async fn follow(context: &Context, upstream: Option<Upstream>, restart: bool) ->
             return Outcome::Failed(why);
         }
     }
-    ports.postgres.set_role(Role::Replica);
+    // Who follows the remote primary with the lock is the standby leader. (HA-110)
+    let leads = upstream.as_ref().is_some_and(|upstream| upstream.remote)
+        && context.lease.until(ports.clock.now()).is_some();
+    ports.postgres.set_role(if leads { Role::StandbyLeader } else { Role::Replica });
     start(context, Start::AsStandby(upstream), start_deadline(context)).await
 }
 
@@ -376,6 +417,10 @@ async fn promote(context: &Context) -> Outcome {
     // The script may have taken longer than the lease. (HA-162)
     if context.lease.until(ports.clock.now()).is_none() && !broken(Breakage::PromoteWithoutLock) {
         return Outcome::Failed("lost the lease before the promotion".into());
+    }
+    // Nor may the cluster have been told to follow another one again. (HA-113)
+    if ports.configuration.settings().standby_cluster.is_some() {
+        return Outcome::Failed("this is a standby cluster now".into());
     }
     let by = Deadline(
         ports.clock.now().plus(ports.configuration.settings().timing.loop_wait_ms().max(10_000)),
@@ -452,6 +497,7 @@ async fn demote(context: &Context, how: Demotion) -> Outcome {
             }
             failed.map_or(Outcome::Done, Outcome::Failed)
         }
+        Demotion::Cluster => standby::demote_cluster(context).await,
         Demotion::Offline { until } => {
             let reserve = Reserve::of(ports.configuration.settings().timing).immediate;
             let immediate_at = Some(until.map_or(ports.clock.now(), |at| at.minus(reserve)));
@@ -558,7 +604,8 @@ async fn rewind(context: &Context, source: &Upstream, stop_first: bool) -> Outco
     if let Err(error) = ports.postgres.rewind(source).await {
         return Outcome::Failed(error.to_string());
     }
-    ports.postgres.set_role(Role::Replica);
+    let leads = source.remote && context.lease.until(ports.clock.now()).is_some();
+    ports.postgres.set_role(if leads { Role::StandbyLeader } else { Role::Replica });
     match start(context, Start::AsStandby(Some(source.clone())), start_deadline(context)).await {
         // The rewind itself worked; the next turn sees a server that does not run and starts it.
         Outcome::Failed(_) | Outcome::StillStarting | Outcome::Done => Outcome::Done,

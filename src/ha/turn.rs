@@ -498,7 +498,7 @@ impl Turn<'_> {
     /// Where a member's PostgreSQL is, if it said so.
     pub fn upstream(&self, name: &MemberName) -> Option<Upstream> {
         let conn_url = self.view.member(name)?.data.conn_url.clone()?;
-        Some(Upstream { name: name.clone(), conn_url })
+        Some(Upstream { name: name.clone(), conn_url, remote: false })
     }
 }
 

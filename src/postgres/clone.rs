@@ -55,13 +55,16 @@ impl LocalPostgres {
         source: &Upstream,
         by: CopyBy,
     ) -> Result<(), PgError> {
-        let address = Address::from_url(&source.conn_url).ok_or_else(|| {
-            Self::failed(
-                WHAT,
-                format!("{} has no usable address: {:?}", source.name, source.conn_url),
-            )
-        })?;
-        self.write_passfile(&settings.pgpass, &address, &settings.replication).await?;
+        // The remote member of a standby cluster may be known by its archive alone. (PG-121)
+        let address = Address::from_url(&source.conn_url);
+        if let Some(address) = &address {
+            self.write_passfile(&settings.pgpass, address, &settings.replication).await?;
+        }
+        let no_address = || {
+            let why = format!("{} has no usable address: {:?}", source.name, source.conn_url);
+            Self::failed(WHAT, why)
+        };
+        let several = source.remote && address.as_ref().is_some_and(|at| at.host.contains(','));
         let basebackup = "basebackup".to_owned();
         let methods = match (by, settings.create_replica_methods.as_slice()) {
             (CopyBy::BaseBackup, _) | (CopyBy::ConfiguredMethods, []) => {
@@ -78,14 +81,16 @@ impl LocalPostgres {
             };
             let (result, keep) = match custom {
                 Some(custom) => {
-                    (self.run_method(settings, custom, &address).await, custom.keep_data)
+                    let result = self.run_method(settings, custom, address.as_ref()).await;
+                    (result, custom.keep_data)
                 }
-                None if method == "basebackup" => {
-                    (self.run_basebackup(settings, &address).await, false)
-                }
+                None if method == "basebackup" => match &address {
+                    Some(address) => (self.run_basebackup(settings, address, several).await, false),
+                    None => (Err(no_address()), true),
+                },
                 None => {
                     let own = ReplicaMethod { command: method.clone(), ..ReplicaMethod::default() };
-                    (self.run_method(settings, &own, &address).await, false)
+                    (self.run_method(settings, &own, address.as_ref()).await, false)
                 }
             };
             match result {
@@ -107,8 +112,16 @@ impl LocalPostgres {
     }
 
     /// PG-126: two attempts.
-    async fn run_basebackup(&self, settings: &Settings, address: &Address) -> Result<(), PgError> {
-        let info = Conninfo::new(address, &settings.replication);
+    async fn run_basebackup(
+        &self,
+        settings: &Settings,
+        address: &Address,
+        several: bool,
+    ) -> Result<(), PgError> {
+        let mut info = Conninfo::new(address, &settings.replication);
+        if several {
+            info.set("target_session_attrs", "read-write"); // PG-216
+        }
         let major = 18; // A client older than a key would say so; none is set that nobody asked for.
         let mut attempt = 0;
         loop {
@@ -151,7 +164,7 @@ impl LocalPostgres {
         &self,
         settings: &Settings,
         method: &ReplicaMethod,
-        address: &Address,
+        address: Option<&Address>,
     ) -> Result<(), PgError> {
         if !method.keep_data {
             self.clear_data_dir(settings).await?;
@@ -161,11 +174,11 @@ impl LocalPostgres {
             command.arg(option_word(name, Some(value)));
         }
         if !method.no_params {
-            let info = Conninfo::new(address, &settings.replication);
+            let info = address.map(|at| Conninfo::new(at, &settings.replication).to_text(18));
             command.arg(format!("--scope={}", settings.scope));
             command.arg("--role=replica");
             command.arg(format!("--datadir={}", settings.data_dir.display()));
-            command.arg(format!("--connstring={}", info.to_text(18)));
+            command.arg(format!("--connstring={}", info.unwrap_or_default()));
         }
         command.env("PGPASSFILE", &settings.pgpass);
         Run::new(WHAT).cancel(&self.cancel).success(command).await.map(|_| ())

@@ -70,11 +70,29 @@ pub fn recovery_parameters(
                     found.insert(name, value.clone());
                 }
             }
-            if let Some(info) = upstream.as_ref().and_then(|at| primary_conninfo(settings, at)) {
-                found.insert("primary_conninfo".into(), info.to_text(major));
-                if settings.use_slots {
-                    found.insert("primary_slot_name".into(), settings.name.slot_name());
+            let remote = settings
+                .standby_cluster
+                .as_ref()
+                .filter(|_| upstream.as_ref().is_some_and(|upstream| upstream.remote));
+            if let Some(mut info) = upstream.as_ref().and_then(|at| primary_conninfo(settings, at))
+            {
+                // One of several hosts is the primary, and the slot is there. (PG-216)
+                let several = info.0.get("host").is_some_and(|hosts| hosts.contains(','));
+                if several && remote.is_some() {
+                    info.set("target_session_attrs", "read-write");
                 }
+                found.insert("primary_conninfo".into(), info.to_text(major));
+                let slot = match remote {
+                    Some(remote) => remote.primary_slot_name.clone(), // PG-215
+                    None => Some(settings.name.to_string()),
+                };
+                if let Some(slot) = slot.filter(|_| settings.use_slots) {
+                    let slot = hathi_dcs::MemberName::from(slot.as_str()).slot_name();
+                    found.insert("primary_slot_name".into(), slot);
+                }
+            }
+            if let Some(delay) = remote.and_then(|it| it.recovery_min_apply_delay.as_ref()) {
+                found.insert("recovery_min_apply_delay".into(), delay.clone()); // PG-217
             }
             for name in ["", "_lsn", "_name", "_time", "_xid"] {
                 found.insert(format!("recovery_target{name}"), String::new());
@@ -249,6 +267,7 @@ mod tests {
     fn postgresql_conf_is_what_patroni_writes() {
         assert_eq!(render(&golden("alpha", 22432), &Recovery::Primary), PRIMARY);
         let upstream = |name: &str, port: u16| Upstream {
+            remote: false,
             name: MemberName::from(name),
             conn_url: format!("postgres://127.0.0.1:{port}/postgres"),
         };

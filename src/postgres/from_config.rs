@@ -2,7 +2,7 @@
 
 use crate::config;
 use crate::postgres::settings::{
-    Bootstrap, CustomBootstrap, Login, ReplicaMethod, Settings, ToolOption,
+    Bootstrap, CustomBootstrap, Login, Remote, ReplicaMethod, Settings, ToolOption,
 };
 use std::collections::BTreeMap;
 
@@ -77,6 +77,10 @@ impl Settings {
             replication: login(&own.authentication.replication),
             parameters: shared.parameters.clone(),
             recovery_conf,
+            standby_cluster: now.standby_cluster.as_ref().map(|standby| Remote {
+                primary_slot_name: standby.primary_slot_name.clone(),
+                recovery_min_apply_delay: standby.recovery_min_apply_delay.clone(),
+            }),
             pg_hba: shared.pg_hba.clone(),
             pg_ident: shared.pg_ident.clone(),
             custom_conf: shared.custom_conf.clone(),

@@ -8,6 +8,7 @@ use crate::postgres::conninfo::Address;
 use crate::postgres::replication::Replication;
 use crate::postgres::room::{LocalPostgres, on_disk};
 use crate::postgres::session::{Session, SqlError, Target};
+use crate::postgres::settings::Settings;
 use crate::postgres::waldump::end_of_last_record;
 use chrono::{DateTime, Local};
 use hathi_dcs::{Deadline, Lsn, Timeline};
@@ -117,29 +118,81 @@ impl LocalPostgres {
             .ok_or_else(|| Self::failed(WHAT, format!("{} has no usable address", source.name)))?;
         let settings = self.settings();
         let mut last = SqlError::Other("no host".into());
+        let mut in_recovery = None;
         let logins = Target::remote(&address, settings.rewind_login(), 2000);
         let links = Target::remote(&address, &settings.replication, 0);
-        for (target, link) in logins.iter().zip(&links) {
-            match ask(target, link, by).await {
-                Ok(answer) => return Ok(answer),
+        let count = u32::try_from(logins.len().max(1)).unwrap_or(1);
+        for (at, (target, link)) in (0..).zip(logins.iter().zip(&links)) {
+            // One that does not answer leaves time for the others.
+            let share = by.left() / count.saturating_sub(at).max(1);
+            let share = u64::try_from(share.as_millis()).unwrap_or(u64::MAX);
+            let by = by.earlier(Deadline::in_ms(share));
+            match ask(target, link, source.remote, by).await {
+                Ok(answer) if answer.in_recovery => in_recovery = in_recovery.or(Some(answer)),
+                Ok(answer) => {
+                    self.checkpoint_there(&settings, source, target, &answer, by).await;
+                    return Ok(answer);
+                }
                 Err(why) => last = why,
             }
         }
-        Err(Self::failed(WHAT, format!("{}: {last}", source.name)))
+        in_recovery.ok_or_else(|| Self::failed(WHAT, format!("{}: {last}", source.name)))
+    }
+
+    /// Nobody may rewind to a remote primary before its checkpoint after the promotion; the superuser
+    /// may ask for it. It goes on there whether we wait or not. (PG-154)
+    async fn checkpoint_there(
+        &self,
+        settings: &Settings,
+        source: &Upstream,
+        target: &Target,
+        answer: &SourceHistory,
+        by: Deadline,
+    ) {
+        let due = answer.checkpoint_timeline.is_some_and(|done| done < answer.timeline);
+        if !source.remote || !due || settings.rewind.is_some() {
+            return;
+        }
+        if let Ok(session) = Session::open(target, by).await {
+            let asked = session.run("CHECKPOINT", by).await;
+            tracing::info!(target: "hathi::postgres", ?asked, "asked {} for a checkpoint", source.name);
+        }
     }
 }
 
-async fn ask(target: &Target, link: &Target, by: Deadline) -> Result<SourceHistory, SqlError> {
-    let session = Session::open(target, by).await?;
-    let row = session.row("SELECT pg_is_in_recovery()", by).await?;
-    let in_recovery = row.try_get(0).ok().flatten() != Some("f");
+/// A remote primary may let us stream and nothing else: then it does not say whether it is one.
+async fn ask(
+    target: &Target,
+    link: &Target,
+    remote: bool,
+    by: Deadline,
+) -> Result<SourceHistory, SqlError> {
+    let (in_recovery, checkpoint_timeline) = match look(target, by).await {
+        Ok(answer) => answer,
+        Err(why) if remote && why.code().is_some() => (true, None),
+        Err(why) => return Err(why),
+    };
     let mut link = Replication::open(link, by).await?;
     let timeline = link.identify(by).await?.timeline;
-    if in_recovery || timeline.0 < 2 {
-        return Ok(SourceHistory { in_recovery, timeline, ends: Vec::new() });
+    let mut ends = Vec::new();
+    if timeline.0 >= 2 {
+        match link.history(timeline, by).await {
+            Ok(text) => ends = parse(&text),
+            // A standby need not have the file.
+            Err(_) if in_recovery => {}
+            Err(why) => return Err(why),
+        }
     }
-    let ends = parse(&link.history(timeline, by).await?);
-    Ok(SourceHistory { in_recovery, timeline, ends })
+    Ok(SourceHistory { in_recovery, timeline, ends, checkpoint_timeline })
+}
+
+async fn look(target: &Target, by: Deadline) -> Result<(bool, Option<Timeline>), SqlError> {
+    let session = Session::open(target, by).await?;
+    let sql = "SELECT pg_is_in_recovery(), (SELECT timeline_id FROM pg_control_checkpoint())";
+    let row = session.row(sql, by).await?;
+    let text = |at: usize| row.try_get(at).ok().flatten();
+    let timeline = text(1).and_then(|text| text.parse().ok()).map(Timeline);
+    Ok((text(0) != Some("f"), timeline))
 }
 
 #[cfg(test)]

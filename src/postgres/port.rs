@@ -5,6 +5,7 @@ use crate::ha::ports::{
     Start, Started, Stop, StopStep, TimelineEnd, Upstream,
 };
 use crate::postgres::LocalPostgres;
+use crate::postgres::callbacks::Action;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use hathi_dcs::{Deadline, Lsn, Role, State, Timeline};
@@ -67,6 +68,20 @@ impl Postgres for LocalPostgres {
         by: Deadline,
     ) -> Result<SourceHistory, PgError> {
         self.ask_source(source, by).await
+    }
+
+    fn tell_role_change(&self) {
+        if self.role_changed() {
+            self.fire(Action::RoleChange);
+        }
+    }
+
+    async fn archives(&self, _by: Deadline) -> bool {
+        self.archive_command().await.is_some()
+    }
+
+    async fn archive_shutdown_checkpoint(&self, by: Deadline) -> Result<(), PgError> {
+        limited("archive_command", by, self.archive_last_segment(by)).await
     }
 
     fn cancel(&self) {

@@ -59,6 +59,14 @@ pub struct ReplicaMethod {
     pub keep_data: bool,
 }
 
+/// The parts of `standby_cluster` that are the standby leader's alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remote {
+    /// `None`: no slot there is used. (PG-215)
+    pub primary_slot_name: Option<String>,
+    pub recovery_min_apply_delay: Option<String>,
+}
+
 /// Everything about the one PostgreSQL this agent manages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -86,6 +94,8 @@ pub struct Settings {
     /// are in `recovery_conf`. `listen_addresses`, `port` and `cluster_name` are ours. (PG-180 …)
     pub parameters: BTreeMap<String, String>,
     pub recovery_conf: BTreeMap<String, String>,
+    /// What is due only when the remote member of a standby cluster is followed. (PG-215 … PG-217)
+    pub standby_cluster: Option<Remote>,
     pub pg_hba: Vec<String>,
     pub pg_ident: Vec<String>,
     pub custom_conf: Option<String>,
@@ -162,6 +172,7 @@ impl Settings {
             rewind: None,
             parameters: parameters.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
             recovery_conf: BTreeMap::new(),
+            standby_cluster: None,
             pg_hba: Vec::new(),
             pg_ident: Vec::new(),
             custom_conf: None,

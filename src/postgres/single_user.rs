@@ -7,7 +7,7 @@ use crate::postgres::configuration::Recovery;
 use crate::postgres::room::{LocalPostgres, on_disk};
 use crate::postgres::settings::Settings;
 use crate::postgres::spawn::dead_postmaster;
-use hathi_dcs::Deadline;
+use hathi_dcs::{Deadline, Lsn, Timeline};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::process::Command;
@@ -56,11 +56,7 @@ impl LocalPostgres {
         if segments.is_empty() {
             return Ok(());
         }
-        let mode = self.read_parameter(settings, "archive_mode").await?;
-        let text = self.read_parameter(settings, "archive_command").await?;
-        if !matches!(mode.as_str(), "on" | "always") || text.is_empty() || text == "(disabled)" {
-            return Ok(());
-        }
+        let Some(text) = self.archive_command().await else { return Ok(()) };
         for segment in segments {
             self.cancel.check()?;
             let mut command = Command::new("sh");
@@ -82,6 +78,32 @@ impl LocalPostgres {
         Ok(())
     }
 
+    /// The command by which this server archives its log, if it does.
+    pub(super) async fn archive_command(&self) -> Option<String> {
+        let settings = self.settings();
+        let mode = self.read_parameter(&settings, "archive_mode").await.ok()?;
+        let text = self.read_parameter(&settings, "archive_command").await.ok()?;
+        let archives = matches!(mode.as_str(), "on" | "always");
+        (archives && !text.is_empty() && text != "(disabled)").then_some(text)
+    }
+
+    /// A stopped server archives no more, and its shutdown checkpoint may be in a segment of its own.
+    /// What was ready and not archived goes first. (HA-116)
+    pub(super) async fn archive_last_segment(&self, by: Deadline) -> Result<(), PgError> {
+        let _busy = self.busy();
+        let settings = self.settings();
+        let failed = |why: &str| Self::failed("archiving the shutdown checkpoint", why);
+        let Some(text) = self.archive_command().await else { return Ok(()) };
+        self.archive_pending(&settings).await?;
+        let control = self.control_data(by).await.ok_or_else(|| failed("no control file"))?;
+        let size = self.read_parameter(&settings, "wal_segment_size").await?;
+        let size = size.parse().ok().filter(|size| *size > 0).unwrap_or(16 << 20);
+        let segment = segment_name(control.checkpoint_timeline, control.checkpoint, size);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(expand(&text, &segment)).current_dir(&settings.data_dir);
+        Run::new("archive_command").cancel(&self.cancel).by(by).success(command).await.map(|_| ())
+    }
+
     /// A parameter of the stopped server, from its files. Empty if `postgres` cannot say.
     pub(super) async fn read_parameter(
         &self,
@@ -98,6 +120,13 @@ impl LocalPostgres {
             Run::new("postgres -C").cancel(&self.cancel).by(by).quiet().ended(command).await?;
         Ok(if ended.status.success() { ended.stdout.trim().to_owned() } else { String::new() })
     }
+}
+
+/// The file of the log that holds this position.
+fn segment_name(timeline: Timeline, at: Lsn, size: u64) -> String {
+    let number = at.0 / size;
+    let each = (1 << 32) / size;
+    format!("{:08X}{:08X}{:08X}", timeline.0, number / each, number % each)
 }
 
 /// `%p`, `%f` and `%%`.

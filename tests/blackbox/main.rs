@@ -12,6 +12,7 @@ mod operator;
 mod outage;
 mod planned;
 mod reload;
+mod standby;
 
 use hathi_test_support::{Agent, Cluster, ClusterOptions, Store};
 use serde_json::json;

@@ -168,6 +168,7 @@ impl Node {
     pub fn upstream(&self) -> Upstream {
         let port = self.pg.settings().port;
         Upstream {
+            remote: false,
             name: MemberName::from(self.name),
             conn_url: format!("postgres://127.0.0.1:{port}/postgres"),
         }

@@ -262,6 +262,16 @@ impl Postgres for Agency {
         }
     }
 
+    fn tell_role_change(&self) {}
+
+    async fn archives(&self, _by: Deadline) -> bool {
+        false
+    }
+
+    async fn archive_shutdown_checkpoint(&self, by: Deadline) -> Result<(), PgError> {
+        self.work(Kind::Child, 200 * MS, Some(by), "archive_command", |_| Ok(())).await
+    }
+
     async fn follow_change(&self, upstream: Option<&Upstream>, _by: Deadline) -> FollowChange {
         let wanted = self.upstream_node(upstream);
         let world = self.world();
@@ -396,6 +406,7 @@ impl Postgres for Agency {
                 in_recovery: world.nodes[source].server.recovering,
                 timeline: Timeline(world.wal.timeline(tip)),
                 ends: world.wal.ends(tip, &|_| "2026-01-01T00:00:00+00:00".into()),
+                checkpoint_timeline: Some(Timeline(world.nodes[source].server.checkpointed)),
             })
         });
         asked.await

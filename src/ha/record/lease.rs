@@ -84,6 +84,13 @@ impl Front {
         }
     }
 
+    pub fn read_only(&self, yes: bool) {
+        self.tape.done("lease.read_only", yes);
+        if let Some((lease, ports)) = &self.real {
+            lease.read_only(ports, yes);
+        }
+    }
+
     pub fn close(&self) {
         if let Some((lease, _)) = &self.real {
             lease.close();

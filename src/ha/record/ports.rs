@@ -296,6 +296,23 @@ impl Postgres for Taped {
         done!(self, "postgres.set_state", state, postgres.set_state(state));
     }
 
+    fn tell_role_change(&self) {
+        done!(self, "postgres.tell_role_change", (), postgres.tell_role_change());
+    }
+
+    async fn archives(&self, by: Deadline) -> bool {
+        wait!(self, "postgres.archives", by, postgres.archives(by))
+    }
+
+    async fn archive_shutdown_checkpoint(&self, by: Deadline) -> Result<(), PgError> {
+        wait!(
+            self,
+            "postgres.archive_shutdown_checkpoint",
+            by,
+            postgres.archive_shutdown_checkpoint(by)
+        )
+    }
+
     async fn follow_change(&self, upstream: Option<&Upstream>, by: Deadline) -> FollowChange {
         wait!(self, "postgres.follow_change", (upstream, by), postgres.follow_change(upstream, by))
     }

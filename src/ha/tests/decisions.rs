@@ -255,6 +255,7 @@ fn diverged(scene: Scene) -> Scene {
                 reason: String::new(),
                 at: None,
             }],
+            checkpoint_timeline: None,
         });
     })
 }

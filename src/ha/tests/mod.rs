@@ -9,5 +9,6 @@ mod recordings;
 mod requests;
 mod rules;
 mod stage;
+mod standby;
 mod tasks;
 mod watchdog;

@@ -37,6 +37,13 @@ pub struct Script {
     pub follow: FollowChange,
     pub local_end: Option<LocalEnd>,
     pub source: Result<SourceHistory, PgError>,
+    /// The remote member of a standby cluster, where it answers otherwise than `source`.
+    pub remote: Option<Result<SourceHistory, PgError>>,
+    /// The history file of the timeline after ours lies in pg_wal.
+    pub next_history: bool,
+    pub archives: bool,
+    /// The position that the key was given up with.
+    pub released: Option<Lsn>,
     pub broken_fence: Option<String>,
     /// Required, and it does not work.
     pub bad_watchdog: Option<String>,
@@ -230,7 +237,12 @@ impl Scene {
                 in_recovery: false,
                 timeline: Timeline(1),
                 ends: Vec::new(),
+                checkpoint_timeline: Some(Timeline(1)),
             }),
+            remote: None,
+            next_history: false,
+            archives: false,
+            released: None,
             broken_fence: None,
             bad_watchdog: None,
             renew_takes: 0,
@@ -347,6 +359,24 @@ impl Scene {
         let replayed = replay(recording.as_bytes()).unwrap();
         assert_eq!(replayed.recorded, replayed.replayed, "each turn of a test replays");
         came
+    }
+
+    /// Runs a task to its end, and says what it did.
+    pub fn run(&self, task: Task) -> Vec<String> {
+        let view = Arc::new(self.stage.with(|script| script.view.clone()));
+        let context = Context { ports: self.ports(), lease: self.lease.clone(), view };
+        self.stage.with(|script| script.done.clear());
+        futures::executor::block_on(crate::ha::task::run(task, context));
+        self.stage.with(|script| script.done.clone())
+    }
+
+    pub fn released(&self) -> Option<Lsn> {
+        self.stage.with(|script| script.released)
+    }
+
+    /// What a turn would be told.
+    pub fn facts(&self) -> (Settings, Observation) {
+        self.stage.with(|script| (script.settings.clone(), script.pg.clone()))
     }
 
     pub fn set_recorded(&self, recorded: bool) {
@@ -511,7 +541,8 @@ impl Dcs for Stage {
         self.with(|script| script.renew.clone())
     }
 
-    async fn release_leader(&self, _: Option<&Status>, _: Deadline) -> Result<(), DcsError> {
+    async fn release_leader(&self, status: Option<&Status>, _: Deadline) -> Result<(), DcsError> {
+        self.with(|script| script.released = status.map(|status| status.optime));
         self.note("release");
         Ok(())
     }
@@ -617,7 +648,21 @@ impl Postgres for Stage {
         self.with(|script| script.pg.state = state);
     }
 
-    async fn follow_change(&self, _: Option<&Upstream>, _: Deadline) -> FollowChange {
+    fn tell_role_change(&self) {
+        self.note("role change told");
+    }
+
+    async fn archives(&self, _: Deadline) -> bool {
+        self.with(|script| script.archives)
+    }
+
+    async fn archive_shutdown_checkpoint(&self, _: Deadline) -> Result<(), PgError> {
+        self.note("archived the shutdown checkpoint");
+        Ok(())
+    }
+
+    async fn follow_change(&self, upstream: Option<&Upstream>, _: Deadline) -> FollowChange {
+        self.note(format!("compare {}", upstream.map_or("nobody", |up| up.name.as_str())));
         self.with(|script| script.follow)
     }
 
@@ -645,6 +690,17 @@ impl Postgres for Stage {
     }
 
     async fn local_history(&self, timeline: Timeline, _: Deadline) -> Option<Vec<TimelineEnd>> {
+        let (mine, next) = self.with(|script| {
+            let mine = match &script.pg.server {
+                Server::Primary { timeline, .. } => *timeline,
+                Server::Standby(standby) => standby.timeline,
+                Server::Down | Server::Starting | Server::Silent(_) => timeline,
+            };
+            (mine, script.next_history)
+        });
+        if timeline > mine && !next {
+            return None;
+        }
         let ends = (1..timeline.0).map(|n| TimelineEnd {
             timeline: Timeline(n),
             switch_lsn: Lsn(u64::from(n) * 100),
@@ -658,8 +714,16 @@ impl Postgres for Stage {
         self.with(|script| script.local_end.clone())
     }
 
-    async fn source_history(&self, _: &Upstream, _: Deadline) -> Result<SourceHistory, PgError> {
-        self.with(|script| script.source.clone())
+    async fn source_history(
+        &self,
+        source: &Upstream,
+        _: Deadline,
+    ) -> Result<SourceHistory, PgError> {
+        self.note(format!("asked {}", source.name));
+        self.with(|script| match &script.remote {
+            Some(remote) if source.remote => remote.clone(),
+            Some(_) | None => script.source.clone(),
+        })
     }
 
     fn cancel(&self) {
@@ -673,6 +737,7 @@ impl Postgres for Stage {
     }
 
     async fn post_bootstrap(&self) -> Result<(), PgError> {
+        self.note("post_bootstrap");
         Ok(())
     }
 

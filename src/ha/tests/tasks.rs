@@ -74,7 +74,7 @@ fn a_crash_recovery_that_takes_too_long() {
 
 fn standby_of_b() -> Start {
     let conn_url = "postgres://b:5432/postgres".into();
-    Start::AsStandby(Some(Upstream { name: "b".into(), conn_url }))
+    Start::AsStandby(Some(Upstream { name: "b".into(), conn_url, remote: false }))
 }
 
 /// Proves PG-060 (what a restart is), REST-220 (rows 8 … 10), INV-19 (not after the lease ended).
@@ -106,7 +106,7 @@ fn what_a_restart_does() {
 /// Proves HA-055 (what it does: stop immediately, copy, start), PG-047.
 #[test]
 fn what_reinitialize_does() {
-    let upstream = |name: &str| Upstream { name: name.into(), conn_url: "x".into() };
+    let upstream = |name: &str| Upstream { name: name.into(), conn_url: "x".into(), remote: false };
     for (why, expected) in [
         (
             Renewal::Asked { from_leader: false },
