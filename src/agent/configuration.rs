@@ -210,13 +210,12 @@ fn in_url(host: &str) -> String {
 /// A standby cluster ends when its section is gone, not when somebody half wrote another one: a typo
 /// must not promote it. (HA-113, CFG-038)
 fn half_a_standby_cluster(
-    in_force: &ha::settings::Settings,
+    was_one: bool,
     dynamic: &Map<String, Value>,
-    now: &Settings,
+    is_one: bool,
 ) -> Option<String> {
     let section = dynamic.get("standby_cluster").filter(|section| !section.is_null())?;
-    let ends = in_force.standby_cluster.is_some() && now.standby_cluster.is_none();
-    ends.then(|| {
+    (was_one && !is_one).then(|| {
         format!(
             "standby_cluster {section} names neither host, port nor restore_command; to make this \
              cluster a primary one remove the section"
@@ -374,7 +373,9 @@ impl Configuration for InUse {
                 for warning in warnings {
                     tracing::warn!("{warning}");
                 }
-                match half_a_standby_cluster(&self.settings(), dynamic, &settings) {
+                let was_one = self.settings().standby_cluster.is_some();
+                let is_one = settings.standby_cluster.is_some();
+                match half_a_standby_cluster(was_one, dynamic, is_one) {
                     Some(why) => Err(why),
                     None => self.put_in_force(local, dynamic.clone(), &settings).await,
                 }
@@ -385,5 +386,50 @@ impl Configuration for InUse {
             tracing::error!("/config: {why}");
         }
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Proves CFG-277: several hosts share the port; every kind of host fits into a URL.
+    #[test]
+    fn the_remote_member_has_a_url() {
+        for (hosts, url) in [
+            ("10.0.0.1", Some("postgres://10.0.0.1:5433/app")),
+            ("a, b", Some("postgres://a:5433,b:5433/app")),
+            ("::1", Some("postgres://[::1]:5433/app")),
+            ("/var/run/pg", Some("postgres://%2Fvar%2Frun%2Fpg:5433/app")),
+            ("", None),
+        ] {
+            let remote = config::StandbyCluster {
+                host: Some(hosts.to_owned()).filter(|hosts| !hosts.is_empty()),
+                port: Some(5433),
+                ..config::StandbyCluster::default()
+            };
+            assert_eq!(standby_cluster(&remote, "app").conn_url.as_deref(), url, "{hosts}");
+        }
+    }
+
+    /// Proves HA-113 (what is no order to promote): a section that is still there and says nothing.
+    #[test]
+    fn half_a_section_does_not_end_a_standby_cluster() {
+        let half = |document: Value, was_one: bool, is_one: bool| {
+            let document = document.as_object().unwrap().clone();
+            half_a_standby_cluster(was_one, &document, is_one).is_some()
+        };
+        for document in [
+            json!({"standby_cluster": {}}),
+            json!({"standby_cluster": {"primary_slot_name": "x"}}),
+            json!({"standby_cluster": "far"}),
+        ] {
+            assert!(half(document.clone(), true, false), "{document}");
+            assert!(!half(document, false, false), "a primary cluster is not concerned");
+        }
+        assert!(!half(json!({"standby_cluster": null}), true, false), "an order to promote");
+        assert!(!half(json!({"ttl": 30}), true, false), "an order to promote");
+        assert!(!half(json!({"standby_cluster": {"host": "other"}}), true, true));
     }
 }

@@ -30,14 +30,6 @@ pub enum Breakage {
     NofailoverRaces,
     /// Works on a data directory of another cluster. (HA-036)
     IgnoreSystemId,
-    /// A primary goes on in a cluster that is to follow another one. (HA-116)
-    StandbyClusterKeepsPrimary,
-    /// The winner of the race in a standby cluster is promoted. (HA-110, HA-112)
-    StandbyLeaderIsPromoted,
-    /// A wiped `/config` ends the standby cluster. (HA-002, HA-113)
-    WipedConfigPromotes,
-    /// A remote primary that went on without us is not asked whether we parted. (HA-114)
-    RemoteTimelineIgnored,
     /// Reads something that no port answered. (INV-32)
     HiddenInput,
     /// Keeps the watchdog alive although the store did not answer. (HA-172)

@@ -1,7 +1,6 @@
 //! The cluster follows another one: its leader streams from the remote primary, is never promoted,
 //! and the others cascade behind it. (section 15 of docs/spec/ha-loop.md)
 
-use crate::ha::breakage::{Breakage, broken};
 use crate::ha::follower::{self, Place};
 use crate::ha::ports::{Ports, Server, Stop, StopMode, StopStep, Upstream};
 use crate::ha::settings::Settings;
@@ -21,7 +20,7 @@ pub fn demanded_timeline(settings: &Settings, view: &ClusterView) -> Timeline {
 
 /// Does the leader of this cluster follow another one?
 pub fn is_in_force(turn: &Turn<'_>) -> bool {
-    turn.settings.standby_cluster.is_some() && !broken(Breakage::StandbyLeaderIsPromoted)
+    turn.settings.standby_cluster.is_some()
 }
 
 /// Before anything is promoted or started as a primary: the fence is armed again for a lease that
@@ -42,9 +41,6 @@ pub async fn arm(turn: &mut Turn<'_>) -> bool {
 pub async fn lead(turn: &mut Turn<'_>) -> Decided {
     let me = turn.me().clone();
     match &turn.pg.server {
-        Server::Primary { .. } if broken(Breakage::StandbyClusterKeepsPrimary) => {
-            Decided::line("kept on purpose")
-        }
         Server::Primary { .. } => {
             turn.because("HA-116", "a primary in a standby cluster");
             turn.lease.read_only(turn.ports, false);
@@ -115,7 +111,7 @@ pub fn sources(turn: &Turn<'_>, leader: Option<&MemberName>) -> Vec<Upstream> {
 /// A history file of the timeline after mine: the remote primary went on without me, perhaps from
 /// before where I am. (HA-114)
 pub async fn ask_when_the_remote_moved_on(turn: &mut Turn<'_>) {
-    if turn.settings.standby_cluster.is_none() || broken(Breakage::RemoteTimelineIgnored) {
+    if turn.settings.standby_cluster.is_none() {
         return;
     }
     let Server::Standby(standby) = &turn.pg.server else { return };

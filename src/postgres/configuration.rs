@@ -228,7 +228,7 @@ pub fn is_generated(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::settings::Login;
+    use crate::postgres::settings::{Login, Remote};
     use hathi_dcs::MemberName;
 
     fn golden(member: &str, port: u16) -> Settings {
@@ -278,6 +278,46 @@ mod tests {
         assert!(is_generated(PRIMARY));
         let block = written_recovery(REPLICA);
         assert_eq!(block, recovery_parameters(&golden("beta", 22433), &of_alpha, 15));
+    }
+
+    /// Proves HA-115, PG-215, PG-216, PG-217 and CFG-278 (the golden line is a real Patroni's standby
+    /// leader): the slot is the configured one or none, several hosts need the primary among them,
+    /// and the delay is the standby leader's alone.
+    #[test]
+    fn a_standby_leader_is_told_what_patroni_tells_it() {
+        let mut settings = golden("delta", 22442);
+        settings.pgpass = "/srv/pg2/delta/pgpass".into();
+        settings.standby_cluster = Some(Remote {
+            primary_slot_name: Some("Standby-Site".into()),
+            recovery_min_apply_delay: Some("5min".into()),
+        });
+        let follow = |settings: &Settings, conn_url: &str, remote: bool| {
+            let name = MemberName::from("x");
+            let upstream = Upstream { name, conn_url: conn_url.into(), remote };
+            recovery_parameters(settings, &Recovery::Standby(Some(upstream)), 15)
+        };
+        let block = follow(&settings, "postgres://127.0.0.1:22432/postgres", true);
+        assert_eq!(
+            block["primary_conninfo"],
+            "dbname=postgres user=replicator passfile=/srv/pg2/delta/pgpass host=127.0.0.1 \
+             port=22432 sslmode=prefer application_name=delta gssencmode=prefer \
+             channel_binding=prefer"
+        );
+        assert_eq!(block["primary_slot_name"], "standby_site");
+        assert_eq!(block["recovery_min_apply_delay"], "5min");
+        let block = follow(&settings, "postgres://a:5433,b:5433/postgres", true);
+        assert!(block["primary_conninfo"].contains("target_session_attrs=read-write"), "{block:?}");
+        let cascade = follow(&settings, "postgres://127.0.0.1:22442/postgres", false);
+        assert_eq!(cascade["primary_slot_name"], "delta");
+        assert!(!cascade.contains_key("recovery_min_apply_delay"));
+        let archive = follow(&settings, "", true);
+        assert!(
+            !archive.contains_key("primary_conninfo") && !archive.contains_key("primary_slot_name")
+        );
+        assert_eq!(archive["recovery_min_apply_delay"], "5min");
+        settings.standby_cluster = Some(Remote::default());
+        let block = follow(&settings, "postgres://127.0.0.1:22432/postgres", true);
+        assert!(!block.contains_key("primary_slot_name"), "no slot unless one is named");
     }
 
     /// Proves PG-211, PG-177 to PG-179 (line breaks are refused).
