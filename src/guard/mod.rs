@@ -12,6 +12,7 @@
 
 mod board;
 mod client;
+mod memory;
 mod watchman;
 
 pub use board::BoardError;

@@ -1,6 +1,7 @@
 //! The guard process itself: waits for the deadline, and then makes sure.
 
 use crate::guard::board::Board;
+use crate::guard::memory;
 use crate::postgres::ProcessId;
 use crate::postgres::process::{Postmaster, stat};
 use hathi_dcs::{Millis, boottime};
@@ -43,6 +44,10 @@ fn watch(path: PathBuf) -> Result<(), String> {
     let me = ProcessId::of(std::process::id().cast_signed()).ok_or("no /proc")?;
     // Touches the pages of the path that must not wait for a disk later.
     let _ = children_of(me);
+    sleep(1, None);
+    if let Err(why) = memory::stay() {
+        eprintln!("hathi guard: {why}");
+    }
     board.set_guard(Some(me));
     let started = boottime();
     let mut agent: Option<Postmaster> = None;

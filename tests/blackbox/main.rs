@@ -13,6 +13,7 @@ mod outage;
 mod planned;
 mod reload;
 mod standby;
+mod watchdog;
 
 use hathi_test_support::{Agent, Cluster, ClusterOptions, Store};
 use serde_json::json;
