@@ -93,9 +93,6 @@ pub fn unsupported(settings: &Settings) -> Option<String> {
 /// What this version leaves out, and may: worth a warning.
 fn left_out(settings: &Settings) -> Vec<&'static str> {
     let mut left = Vec::new();
-    if settings.failsafe_mode {
-        left.push("failsafe_mode is not built yet: without the store the primary is demoted");
-    }
     if !settings.slots.is_empty() {
         left.push("slots: permanent slots are kept if they exist, and not created");
     }

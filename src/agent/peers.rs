@@ -1,13 +1,16 @@
-//! The questions of the leader race to the other members. A refused connection is an answer: that
+//! The questions of the leader race and of failsafe mode to the other members. A refused connection is an answer: that
 //! member is down. Nothing here decides. (REST-346)
 
 pub use crate::agent::http::{
     ClientSettings, HttpAnswer, HttpClient, HttpError, SettingsError, endpoint,
 };
 use crate::ha::ports::{PeerAnswer, Peers, Probe};
+use crate::ha::promise::{Call, Vow};
+use futures::future::Either;
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use hathi_dcs::{Deadline, Lsn, MemberData, MemberName, Timeline};
 use serde_json::Value;
+use std::sync::Arc;
 
 /// The port [`Peers`], over HTTP.
 #[derive(Clone, Debug)]
@@ -42,6 +45,56 @@ impl Peers for HttpPeers {
             .collect::<FuturesUnordered<_>>()
             .boxed()
     }
+
+    fn failsafe(
+        &self,
+        members: Vec<(MemberName, String)>,
+        call: Call,
+        by: Deadline,
+    ) -> BoxStream<'static, (MemberName, Vow)> {
+        let body = Arc::new(call.to_wire());
+        members
+            .into_iter()
+            .map(|(name, url)| {
+                let (client, body) = (self.client.clone(), body.clone());
+                async move { (name, ask_twice(&client, &url, &body, by).await) }
+            })
+            .collect::<FuturesUnordered<_>>()
+            .boxed()
+    }
+}
+
+/// Asks, and asks once more at half the time: a slow network gets the whole of it, and a member that
+/// just came back its second chance. (HA-156, HA-306)
+async fn ask_twice(client: &HttpClient, url: &str, body: &Value, by: Deadline) -> Vow {
+    let Some(url) = endpoint(url, "failsafe") else {
+        return Vow::Refused(format!("{url} is no URL"));
+    };
+    let first = client.post(&url, body, by);
+    let second = async {
+        tokio::time::sleep(by.left() / 2).await;
+        client.post(&url, body, by).await
+    };
+    let answer = match futures::future::select(std::pin::pin!(first), std::pin::pin!(second)).await
+    {
+        Either::Left((Err(_), second)) => second.await,
+        Either::Right((Err(_), first)) => first.await,
+        Either::Left((answer, _)) | Either::Right((answer, _)) => answer,
+    };
+    match answer {
+        Ok(answer) => vow(&answer),
+        Err(why) => Vow::Refused(why.to_string()),
+    }
+}
+
+/// Only 200 and exactly `Accepted` is a promise. (REST-347)
+fn vow(answer: &HttpAnswer) -> Vow {
+    if answer.status == http::StatusCode::OK && &answer.body[..] == b"Accepted" {
+        let lsn = answer.headers.get("lsn").and_then(|lsn| lsn.to_str().ok());
+        return Vow::Accepted { lsn: lsn.and_then(|lsn| lsn.trim().parse().ok()).map(Lsn) };
+    }
+    let said: String = String::from_utf8_lossy(&answer.body).chars().take(80).collect();
+    Vow::Refused(format!("{} {said}", answer.status.as_u16()))
 }
 
 /// Reads a status document; the status code does not matter. A member without positions cannot take

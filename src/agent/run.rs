@@ -62,6 +62,7 @@ pub async fn run(
 
     let (fence, guard) = fence(&local)?;
     let first = first_snapshot(&local);
+    let gate = first.gate.clone();
     let (publisher, snapshot) = Publisher::new(first);
     let publisher = Arc::new(publisher);
     let postgres = LocalPostgres::new(
@@ -93,6 +94,7 @@ pub async fn run(
         dcs: dcs.clone(),
         postgres: Arc::new(postgres.clone()),
         peers: Arc::new(HttpPeers::new(client.clone())),
+        promises: gate,
         fence,
         watchdog,
         clock: Arc::new(RealClock),

@@ -1,11 +1,13 @@
-//! `/failsafe`, as far as a member answers it that does not take part in failsafe mode: the record
-//! of the store, and to a leader the clear word that it must not count on us. (REST-250, REST-251)
+//! `/failsafe`: the record of the store, and the promise to a primary that lost the store. Whether it
+//! is given, and what it binds to, is the core's: [`crate::ha::promise`]. (REST-250 … REST-252)
 
 use crate::api::asked::{Asked, readable_under};
 use crate::api::document::Positions;
-use crate::api::write::{Expects, route};
+use crate::api::write::{Document, Expects, route};
 use crate::api::{Context, answer};
-use hathi_dcs::boottime;
+use crate::ha::promise::Call;
+use hathi_dcs::{Lsn, Millis, boottime};
+use http::header::HeaderValue;
 use http::{Method, StatusCode};
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -24,16 +26,37 @@ pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
     // Mode off: the body is not looked at.
     let expects =
         Expects::DocumentUnless(|now| (!now.failsafe_mode).then_some(StatusCode::BAD_GATEWAY));
-    let write = route(context, Method::POST, "failsafe", expects, |context, _| async move {
-        match context.shelf.at(boottime()).told.positions {
-            Positions::Primary { .. } => {
-                answer::text(StatusCode::INTERNAL_SERVER_ERROR, "Running as a leader")
-            }
-            Positions::Standby { .. } | Positions::Unknown => answer::text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "this member does not take part in failsafe mode",
-            ),
-        }
+    let write = route(context, Method::POST, "failsafe", expects, |context, document| async move {
+        promise(&context, &document, boottime())
     });
     read.or(write).unify().boxed()
+}
+
+/// HA-157.
+fn promise(context: &Context, document: &Document, now: Millis) -> Response {
+    let prepared = context.shelf.at(now);
+    let (snapshot, told) = (&prepared.snapshot, &prepared.told);
+    if snapshot.postgres.is_primary || matches!(told.positions, Positions::Primary { .. }) {
+        return answer::text(StatusCode::INTERNAL_SERVER_ERROR, "Running as a leader");
+    }
+    if snapshot.holds_lease(now) {
+        return answer::text(StatusCode::INTERNAL_SERVER_ERROR, "Holding the leader key");
+    }
+    let Some(call) = Call::parse(document) else {
+        return answer::text(StatusCode::BAD_REQUEST, "name, conn_url and api_url are required");
+    };
+    match snapshot.gate.accept(call, snapshot.timing.ttl_ms(), now) {
+        Ok(()) => {
+            let mut response = answer::text(StatusCode::OK, "Accepted");
+            let lsn = match told.positions {
+                Positions::Standby { received, replayed, .. } => received.max(replayed),
+                Positions::Primary { .. } | Positions::Unknown => Lsn(0),
+            };
+            if lsn > Lsn(0) {
+                response.headers_mut().insert("lsn", HeaderValue::from(lsn.0));
+            }
+            response
+        }
+        Err(why) => answer::text(StatusCode::INTERNAL_SERVER_ERROR, why),
+    }
 }

@@ -6,6 +6,7 @@
 
 use crate::ha::journal::Journal;
 use crate::ha::ports::{Observation, Seen};
+use crate::ha::promise::Gate;
 use crate::ha::settings::Settings;
 use hathi_dcs::{ClusterView, Failsafe, Lsn, MemberName, Millis, Timing, boottime};
 use serde_json::{Map, Value};
@@ -65,8 +66,10 @@ pub struct Snapshot {
     pub next_turn: Millis,
     /// The long task that runs, in Patroni's words.
     pub task: Option<&'static str>,
-    /// Until when failsafe mode carries this node without the store. (REST-093)
+    /// Until when failsafe mode carries this primary without the store. (REST-093)
     pub failsafe_until: Option<Millis>,
+    /// What this member promised others; the same one in every snapshot. (REST-251)
+    pub gate: Arc<Gate>,
     /// The watchdog is required and does not work. (REST-100)
     pub watchdog_failed: bool,
     /// The accepted request, as the status document shows it. (REST-099)
@@ -102,6 +105,7 @@ impl Snapshot {
             next_turn: boottime(),
             task: None,
             failsafe_until: None,
+            gate: Arc::default(),
             watchdog_failed: false,
             scheduled_restart: None,
             journal: Arc::default(),
@@ -144,6 +148,7 @@ impl Snapshot {
         self.postgres = seen.postgres.clone();
         self.observed_at = observed_at;
         self.leader_until = seen.leader_until;
+        self.failsafe_until = seen.failsafe_until;
         self.demoting = seen.demoting;
         self.next_turn = seen.next_turn;
         self.task = seen.task;
@@ -164,6 +169,7 @@ impl Snapshot {
 
     pub fn failsafe_active(&self, now: Millis) -> bool {
         self.failsafe_until.is_some_and(|until| now < until)
+            || self.gate.is_active(now, self.timing.ttl_ms())
     }
 
     /// The dynamic configuration of the valid view, else the last one known.

@@ -52,6 +52,20 @@ pub enum Breakage {
     BootstrapIsTakenOver,
     /// The leader throws its own data away when asked to reinitialise. (HA-055, INV-20)
     LeaderReinitializes,
+    /// Goes on without store although a member refused. (INV-16)
+    OneRefusalIsEnough,
+    /// Races although a primary without store was promised not to. (INV-15)
+    RaceDespitePromise,
+    /// Promises it while asking for the key itself. (INV-15)
+    PromiseWhileRacing,
+    /// Counts what the members said from their answers, and for longer. (HA-154)
+    FailsafeBeliefTooLong,
+    /// A node that is not in `/failsafe` takes part in the race. (HA-092)
+    RaceOutsideFailsafe,
+    /// In pause a primary without the lock is demoted. (INV-27)
+    PauseDemotes,
+    /// In pause a stopped PostgreSQL is started. (INV-27)
+    PauseStarts,
 }
 
 #[cfg(feature = "breakages")]

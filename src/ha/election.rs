@@ -2,14 +2,15 @@
 
 use crate::ha::backoff;
 use crate::ha::breakage::{Breakage, broken};
+use crate::ha::failsafe;
 use crate::ha::leader::enforce_primary;
 use crate::ha::manual::{self, PROBE_MS};
-use crate::ha::ports::Server;
+use crate::ha::ports::{Probe, Server};
 use crate::ha::race::{self, Demands, Myself, Unfit};
 use crate::ha::schedule::{self, Due};
 use crate::ha::standby;
 use crate::ha::task::{Demotion, Task};
-use crate::ha::turn::{Decided, Turn};
+use crate::ha::turn::{Decided, Lock, Turn};
 use futures::stream::StreamExt;
 use hathi_dcs::{DcsError, Deadline, Failover, Lsn, MemberName};
 use std::collections::BTreeMap;
@@ -31,6 +32,12 @@ pub async fn without_leader(turn: &mut Turn<'_>) -> Decided {
         let at = turn.now();
         return Decided::line("looking again before the leader race").again_at(at);
     }
+    // From here on nothing is promised; and what was promised a moment ago is kept. (HA-103)
+    if !turn.ports.promises.claim(turn.now()) {
+        turn.because("HA-103", "a primary without store was promised that I do not race");
+        let at = turn.now().plus(1_000);
+        return Decided::line("not racing: another member goes on as the leader").again_at(at);
+    }
     let by = turn.store_deadline();
     match turn.lease.acquire(turn.ports, by).await {
         Ok(()) => won(turn).await,
@@ -48,6 +55,7 @@ pub async fn without_leader(turn: &mut Turn<'_>) -> Decided {
             // It may be mine: the next turn asks. (DCS-025)
             turn.because("HA-080", format!("the race has no known outcome: {error}"));
             turn.memory.want_latest = true;
+            turn.lock = Lock::Unseen { until: None };
             let at = turn.now().plus(200);
             Decided::line("the leader race has no known outcome").again_at(at)
         }
@@ -139,6 +147,9 @@ async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
     }
     if turn.settings.nofailover && !broken(Breakage::NofailoverRaces) {
         return Err(("HA-089", "I am tagged nofailover".into()));
+    }
+    if failsafe::outside_the_map(turn) {
+        return Err(("HA-092", "I am not in /failsafe".into()));
     }
     // Kept up by other members of a mixed cluster; a commit they acknowledged must not be lost.
     // A standby cluster has no such commits: what is left there is of its former life. (CFG-282)
@@ -233,10 +244,22 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
             }
         }
     }
+    let of_the_map = failsafe::also_known(turn);
+    for (name, url) in &of_the_map {
+        members.entry(name.clone()).or_insert_with(|| url.clone());
+    }
+    let may_have_promised = failsafe::may_have_promised(turn);
     let by = Deadline(turn.now().plus(PROBE_MS));
     let mut answers = turn.ports.peers.probe(members.into_iter().collect(), by);
     while let Some((peer, probe)) = answers.next().await {
         race::against(&me, &demands, &peer, &probe).map_err(unfit)?;
+        if let Probe::Unreachable(why) = probe
+            && may_have_promised
+            && of_the_map.contains_key(&peer)
+        {
+            let why = format!("{peer} may go on by a promise of my former life: {why}");
+            return Err(("HA-322", why));
+        }
     }
     turn.because("HA-095", format!("I am the healthiest at {}", me.lsn));
     Ok(())

@@ -7,7 +7,7 @@ use crate::ha::memory::{AfterPromotion, Running};
 use crate::ha::ports::Server;
 use crate::ha::task::{Demotion, Kind, Task, immediate};
 use crate::ha::turn::{Decided, Lock, Turn};
-use crate::ha::{history, request, slots, standby};
+use crate::ha::{failsafe, history, request, slots, standby};
 use hathi_dcs::{Deadline, Lsn, MemberName, Role, Timeline};
 
 /// The store says that the lock is gone, with or without a new owner. (HA-063)
@@ -27,6 +27,7 @@ pub fn lost(turn: &mut Turn<'_>, holder: Option<MemberName>) -> Decided {
 /// HA-062: the lock is mine and PostgreSQL runs.
 pub async fn with_lock(turn: &mut Turn<'_>) -> Decided {
     write_status(turn).await;
+    failsafe::write_map(turn).await;
     if let Some(decided) = request::on_owner(turn).await {
         return decided;
     }
@@ -107,6 +108,14 @@ async fn unwatched(turn: &mut Turn<'_>, why: &str) -> Decided {
 }
 
 async fn promote(turn: &mut Turn<'_>) -> Decided {
+    if !turn.ports.promises.claim(turn.now()) {
+        // The key may have come late: to a race of before the promise. (HA-103)
+        turn.because("HA-103", "a primary without store was promised that I do not lead");
+        let by = turn.store_deadline();
+        let _ = turn.lease.release(turn.ports, None, by).await;
+        turn.memory.want_latest = true;
+        return Decided::line("released leader key: another member goes on as the leader");
+    }
     if let Some(why) = turn.ports.fence.broken() {
         turn.because("HA-091", format!("the guard does not work: {why}"));
         let by = turn.store_deadline();

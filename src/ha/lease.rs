@@ -66,7 +66,10 @@ pub enum Verdict {
 
 #[derive(Debug)]
 struct Belief {
+    /// What the store confirmed.
     until: Option<Millis>,
+    /// What all members allowed while the store was away. (HA-154)
+    licensed: Option<Millis>,
     verdict: Verdict,
     /// When the next renewal is due.
     renew_at: Millis,
@@ -75,6 +78,18 @@ struct Belief {
     closed: bool,
     /// Who holds it cannot write: no fence is armed by a renewal. (HA-110)
     read_only: bool,
+}
+
+impl Belief {
+    /// When I may not act as the leader any more.
+    fn end(&self) -> Option<Millis> {
+        self.until.max(self.licensed)
+    }
+
+    fn lose(&mut self) {
+        self.until = None;
+        self.licensed = None;
+    }
 }
 
 /// Shared by the turn, the tasks and the keeper.
@@ -95,6 +110,7 @@ impl Default for Lease {
         Self {
             belief: Mutex::new(Belief {
                 until: None,
+                licensed: None,
                 verdict: Verdict::None,
                 renew_at: Millis(0),
                 turn_done: Millis(0),
@@ -139,7 +155,49 @@ impl Lease {
         if let Some(front) = &self.front {
             return front.until(now);
         }
+        lock(&self.belief).end().filter(|until| now < *until)
+    }
+
+    /// Until when the members let this primary go on although the store does not answer, if that
+    /// is what it lives on. (REST-093)
+    pub fn licensed_until(&self, now: Millis) -> Option<Millis> {
+        if let Some(front) = &self.front {
+            return front.licensed_until(now);
+        }
+        lock(&self.belief).licensed.filter(|until| now < *until)
+    }
+
+    /// What the store itself confirmed.
+    pub fn confirmed_until(&self, now: Millis) -> Option<Millis> {
         lock(&self.belief).until.filter(|until| now < *until)
+    }
+
+    /// Every member of `/failsafe` promised not to race, answering questions sent at this moment or
+    /// later: the belief and the guard go on for as long as a renewal sent then would be worth.
+    /// False: the lease has ended, or the store said meanwhile that it is not mine. (HA-154)
+    pub fn license(&self, ports: &Ports, sent: Millis) -> bool {
+        if let Some(front) = &self.front {
+            return front.license(sent);
+        }
+        let settings = ports.configuration.settings();
+        let now = ports.clock.now();
+        let mut belief = lock(&self.belief);
+        if belief.end().is_none_or(|until| until <= now) {
+            return false;
+        }
+        let mut until = sent.plus(worth_ms(settings.timing));
+        if broken(Breakage::FailsafeBeliefTooLong) {
+            until = now.plus(settings.timing.ttl_ms() * 3 / 2);
+        }
+        belief.licensed = belief.licensed.max(Some(until));
+        let until = belief.end().unwrap_or(until);
+        drop(belief);
+        if !settings.pause && !broken(Breakage::IgnoreLeaseDeadline) {
+            ports.fence.protect_until(until.minus(Reserve::of(settings.timing).guard));
+        }
+        ports.watchdog.keep_alive(until); // HA-172
+        self.wake_keeper();
+        true
     }
 
     pub fn verdict(&self) -> Verdict {
@@ -231,12 +289,13 @@ impl Lease {
         let Sent { at, timing } = Sent::now(ports);
         let limit = at.plus(worth_ms(timing));
         let mut belief = lock(&self.belief);
-        if belief.until.is_some_and(|until| until > limit) {
-            belief.until = Some(limit);
+        if belief.end().is_some_and(|until| until > limit) {
+            belief.until = belief.until.map(|until| until.min(limit));
+            belief.licensed = belief.licensed.map(|until| until.min(limit));
             belief.renew_at = at;
             let read_only = belief.read_only;
             drop(belief);
-            if !read_only {
+            if !read_only && !ports.configuration.settings().pause {
                 ports.fence.protect_until(limit.minus(Reserve::of(timing).guard));
             }
             // Sooner than before: that much of the lease is confirmed.
@@ -264,7 +323,7 @@ impl Lease {
             return front.forget();
         }
         let mut belief = lock(&self.belief);
-        belief.until = None;
+        belief.lose();
         belief.verdict = Verdict::None;
     }
 
@@ -301,6 +360,7 @@ impl Lease {
             Ok(()) => {
                 let until = believed_until(ports, sent, timing);
                 belief.until = Some(until);
+                belief.licensed = None;
                 belief.verdict = Verdict::Mine;
                 belief.renew_at = sent.plus(timing.loop_wait_ms().min(timing.ttl_ms() / 3));
                 let read_only = belief.read_only;
@@ -313,7 +373,7 @@ impl Lease {
                 self.wake_keeper();
             }
             Err(DcsError::NotOwner { holder }) => {
-                belief.until = None;
+                belief.lose();
                 belief.verdict = Verdict::NotOwner { holder: holder.clone() };
             }
             Err(
@@ -346,7 +406,7 @@ impl Lease {
         if belief.closed {
             return Plan::End;
         }
-        match belief.until {
+        match belief.end() {
             None => Plan::Wait,
             // It ran out: only the loop may ask for it again.
             Some(until) if until <= now => Plan::Wait,

@@ -127,6 +127,9 @@ pub struct Memory {
     pub was_paused: bool,
     /// The lock was held here in a standby cluster, and no fence is armed for it. (HA-110)
     pub standby_leader: bool,
+    /// A request in pause stopped this primary; it is to come back as a replica. (HA-040)
+    pub owes_restart: bool,
+    pub failsafe: crate::ha::failsafe::Known,
     /// The key was given up by a demotion whose task runs: it is not to be asked for again.
     pub giving_up: bool,
     /// The running task was told to stop; its end is awaited. (HA-160, HA-162, HA-163)

@@ -8,7 +8,7 @@
 //!                        ├─ recovery   PostgreSQL is down; rewind (the table: rewind)
 //!                        ├─ leader     with the lock; request: what an operator asked of it
 //!                        ├─ election   nobody leads (table: race)
-//!                        ├─ silence    the store does not answer
+//!                        ├─ silence    the store does not answer; failsafe: asking the members then
 //!                        ├─ follower   somebody else leads
 //!                        ├─ standby    the cluster follows another one
 //!                        ├─ pause      the cluster is to be left alone
@@ -24,6 +24,7 @@
 mod backoff;
 pub mod breakage;
 mod election;
+pub mod failsafe;
 mod follower;
 mod history;
 pub mod journal;
@@ -35,6 +36,7 @@ mod memory;
 pub mod operator;
 mod pause;
 pub mod ports;
+pub mod promise;
 mod race;
 pub mod record;
 mod recovery;

@@ -5,6 +5,7 @@
 //! calls without one return at once.
 
 use crate::ha::journal::Decision;
+use crate::ha::promise::{Call, Promise, Vow};
 use crate::ha::record::Word;
 use crate::ha::settings::Settings;
 use async_trait::async_trait;
@@ -26,6 +27,7 @@ pub struct Ports {
     pub dcs: Arc<dyn Dcs>,
     pub postgres: Arc<dyn Postgres>,
     pub peers: Arc<dyn Peers>,
+    pub promises: Arc<dyn Promises>,
     pub fence: Arc<dyn Fence>,
     pub watchdog: Arc<dyn Watchdog>,
     pub clock: Arc<dyn Clock>,
@@ -98,6 +100,8 @@ pub struct Seen {
     pub next_turn: Millis,
     /// Shown to peers and operators until the checkpoint after a promotion is done. (PG-065)
     pub checkpoint_pending: bool,
+    /// Until when the members let this primary go on without the store. (REST-093)
+    pub failsafe_until: Option<Millis>,
     /// The entry for the journal, if [`Publish::keeps_decisions`]. (HA-320)
     pub decision: Option<Decision>,
     /// The watchdog is required and does not work. (REST-100)
@@ -182,6 +186,31 @@ pub trait Peers: Send + Sync {
         members: Vec<(MemberName, String)>,
         by: Deadline,
     ) -> BoxStream<'static, (MemberName, Probe)>;
+
+    /// Asks all of them whether this primary may go on without the store: POST /failsafe, a second
+    /// time where the first has no answer, all by `by`. (HA-156)
+    fn failsafe(
+        &self,
+        members: Vec<(MemberName, String)>,
+        call: Call,
+        by: Deadline,
+    ) -> BoxStream<'static, (MemberName, Vow)>;
+}
+
+/// What this member promised a primary without store, against its own wish to lead. (HA-103)
+pub trait Promises: Send + Sync {
+    /// The promise that binds at `now`.
+    fn promised(&self, now: Millis) -> Option<Promise>;
+
+    /// From now on nothing is promised, since this member asks for the key. False: a promise binds,
+    /// and it may not ask.
+    fn claim(&self, now: Millis) -> bool;
+
+    /// It neither has the key nor asks for it any more.
+    fn disclaim(&self);
+
+    /// The promise is void: this member leads, and the store says so. (HA-018)
+    fn forget_promise(&self);
 }
 
 /// What is in the data directory.

@@ -124,7 +124,10 @@ async fn crashed_primary(
     {
         return None;
     }
-    if !standby::arm(turn).await || !turn.confirm_lock().await {
+    if !standby::arm(turn).await
+        || !turn.confirm_lock().await
+        || !turn.ports.promises.claim(turn.now())
+    {
         return None;
     }
     if let Err(why) = leader::watched(turn) {

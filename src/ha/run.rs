@@ -1,8 +1,9 @@
 //! The wheel: waits for a reason to look, lets one turn happen, starts the task it asks for.
 //! (section 2 of docs/design.md, section 19 of docs/spec/ha-loop.md)
 
+use crate::ha::failsafe;
 use crate::ha::journal::{Began, Calls, Decision, entry};
-use crate::ha::lease::{Lease, Reserve};
+use crate::ha::lease::Lease;
 use crate::ha::manual::Answer;
 use crate::ha::memory::{AfterPromotion, Memory, Rewind, Running};
 use crate::ha::operator::{Order, Said, Wish};
@@ -513,16 +514,16 @@ fn checkpoint(ports: &Ports) -> oneshot::Receiver<bool> {
 
 /// `loop_wait` after the last turn began, or earlier if the turn or the lease asks for it.
 fn next_turn(ports: &Ports, lease: &Lease, decided: &Decided, started: Millis) -> Millis {
-    let timing = ports.configuration.settings().timing;
+    let settings = ports.configuration.settings();
     let now = ports.clock.now();
-    let mut next = started.plus(timing.loop_wait_ms());
+    let mut next = started.plus(settings.timing.loop_wait_ms());
     if let Some(again) = decided.again_at {
         next = next.min(again);
     }
     if let Some(until) = lease.until(now) {
-        let demote_at = until.minus(Reserve::of(timing).demote);
+        let act_at = failsafe::next_act(&settings, until, now);
         // A turn that was held up until after that moment must not sleep over it. (HA-304)
-        next = next.min(demote_at.max(now.plus(5 * BREATH_MS)));
+        next = next.min(act_at.max(now.plus(5 * BREATH_MS)));
     }
     next.max(now.plus(BREATH_MS))
 }
@@ -545,6 +546,7 @@ fn publish(
         demoting: memory.task.is_some_and(|task| task.kind == Kind::Demote),
         next_turn,
         checkpoint_pending: memory.after_promotion != AfterPromotion::Nothing,
+        failsafe_until: lease.licensed_until(ports.clock.now()),
         decision,
         watchdog_failed: ports.watchdog.unhealthy().is_some(),
         scheduled_restart: memory.scheduled_restart.as_ref().map(restart::Planned::to_wire),

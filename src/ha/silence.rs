@@ -1,13 +1,16 @@
 //! The store does not answer. (section 13 of docs/spec/ha-loop.md)
 
 use crate::ha::breakage::{Breakage, broken};
-use crate::ha::leader;
 use crate::ha::lease::Reserve;
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
+use crate::ha::{failsafe, leader};
+
+/// How soon members that did not agree are asked again, while the lease lives.
+const ASK_AGAIN_MS: u64 = 1_000;
 
 /// The store does not answer, or did not confirm the lock in time. (HA-150 … HA-153, HA-304)
-pub fn store_is_silent(turn: &mut Turn<'_>) -> Decided {
+pub async fn store_is_silent(turn: &mut Turn<'_>) -> Decided {
     if turn.settings.pause {
         turn.because("HA-150", "in pause a silent store changes nothing");
         return Decided::line("PAUSE: DCS is not accessible");
@@ -17,6 +20,9 @@ pub fn store_is_silent(turn: &mut Turn<'_>) -> Decided {
     }
     if !turn.pg.is_primary {
         turn.because("HA-152", "a standby waits for the store");
+        if turn.settings.failsafe_mode {
+            failsafe::keep_slots_of_promise(turn).await;
+        }
         return Decided::line("DCS is not accessible; I am a secondary");
     }
     let until = match turn.lock {
@@ -30,11 +36,27 @@ pub fn store_is_silent(turn: &mut Turn<'_>) -> Decided {
     if broken(Breakage::UnreachableIsLost) {
         return leader::lost(turn, None);
     }
+    if turn.settings.failsafe_mode
+        && let Some(until) = until
+        && !turn.demotion_is_due(until)
+        && failsafe::everybody_agrees(turn, until).await
+    {
+        turn.lock = turn.confirmed();
+        turn.keep_slots().await;
+        return Decided::line(
+            "continue to run as a leader because failsafe mode is enabled and all members are \
+             accessible",
+        );
+    }
+    // Asking took its time, and the keeper may have heard from the store meanwhile.
+    let until = until.and_then(|_| turn.lease.until(turn.now()));
     match until {
         Some(until) if !turn.demotion_is_due(until) => {
             let left = until.since(turn.now());
             turn.because("HA-304", format!("the lease lives for {left} ms more"));
             let at = until.minus(Reserve::of(turn.settings.timing).demote);
+            let soon = turn.now().plus(ASK_AGAIN_MS);
+            let at = if turn.settings.failsafe_mode { at.min(soon) } else { at };
             Decided::line("DCS is not accessible; I am the leader until my lease ends").again_at(at)
         }
         Some(_) | None => {

@@ -13,7 +13,7 @@ use crate::ha::run::Exit;
 use crate::ha::settings::Settings;
 use crate::ha::task::Task;
 use crate::ha::{
-    election, follower, leader, member, pause, recovery, restart, silence, slots, start,
+    election, failsafe, follower, leader, member, pause, recovery, restart, silence, slots, start,
 };
 use hathi_dcs::{ClusterView, DcsError, Deadline, Freshness, MemberName, Millis, State};
 use std::sync::Arc;
@@ -102,14 +102,17 @@ const OBSERVE_MS: u64 = 2_000;
 pub async fn turn(ports: &Ports, lease: &Arc<Lease>, memory: &mut Memory, urgent: bool) -> Turned {
     let settings = ports.configuration.settings();
     let now = ports.clock.now();
+    memory.failsafe.began.get_or_insert(now);
     let freshness = freshness(memory, urgent);
     let mut read_by = Deadline(now.plus(settings.timing.retry_timeout_ms()));
+    let mut observe_by = Deadline(now.plus(OBSERVE_MS));
     if let Some(until) = lease.until(now) {
-        // The demotion must begin in time, whatever the store does. (HA-304)
-        let demote_at = until.minus(Reserve::of(settings.timing).demote).max(now.plus(500));
-        read_by = read_by.earlier(Deadline(demote_at));
+        // What is due at the end of the lease must begin in time, whatever the store and PostgreSQL
+        // do. (HA-304)
+        let act_at = failsafe::act_at(&settings, until).max(now.plus(500));
+        read_by = read_by.earlier(Deadline(act_at));
+        observe_by = observe_by.earlier(Deadline(act_at));
     }
-    let observe_by = Deadline(now.plus(OBSERVE_MS));
     let (pg, loaded) = futures::future::join(
         ports.postgres.observe(observe_by),
         ports.dcs.load(freshness, read_by),
@@ -140,11 +143,17 @@ async fn seen(
     apply_configuration(ports, memory, &view, &mut reasons).await;
     lease.shorten(ports);
     let settings = ports.configuration.settings();
+    let now = ports.clock.now();
+    failsafe::note_view(memory, &view, &settings, now);
+    // While the promise binds its caller leads, whatever the store lacks. (HA-103)
+    let promise = if view.leader.is_none() { ports.promises.promised(now) } else { None };
+    let view = failsafe::with_promised_leader(view, promise, &settings.me);
     let lock = Lock::Free;
     let mut turn = Turn { ports, lease, memory, settings, view, pg, lock, reasons, wake: None };
     turn.lock = turn.look_at_lock().await;
     let (decided, said) = operator::with_wish(&mut turn).await;
     let decided = turn.finish(decided).await;
+    turn.settle_claim(&decided);
     Turned {
         decided,
         lock: turn.lock,
@@ -182,7 +191,7 @@ async fn unseen(
     let decided = if turn.memory.task.is_some() {
         turn.while_task_runs().await
     } else {
-        silence::store_is_silent(&mut turn)
+        silence::store_is_silent(&mut turn).await
     };
     turn.memory.want_latest = true;
     Turned { decided, lock: turn.lock, pg: turn.pg, view, reasons: turn.reasons, said }
@@ -247,7 +256,7 @@ impl Turn<'_> {
         let by = Deadline(now.plus(self.settings.timing.retry_timeout_ms()));
         match self.lease.until(now) {
             Some(until) => {
-                let at = until.minus(Reserve::of(self.settings.timing).demote);
+                let at = failsafe::act_at(&self.settings, until);
                 by.earlier(Deadline(at.max(now.plus(500))))
             }
             None => by,
@@ -273,7 +282,7 @@ impl Turn<'_> {
         match (mine, believed) {
             (false, None) => holder.map_or(Lock::Free, |holder| Lock::Other { holder }),
             (true, Some(until)) => match self.lease.verdict() {
-                Verdict::Unreachable { since } if self.demotion_is_due(until) => {
+                Verdict::Unreachable { since } if self.store_is_missed(until) => {
                     let silent_for = self.now().since(since);
                     self.because("HA-304", format!("no renewal for {silent_for} ms"));
                     Lock::Unseen { until: Some(until) }
@@ -360,6 +369,12 @@ impl Turn<'_> {
         }
     }
 
+    /// Without a renewal something has to be done by now: to ask the members, or to demote.
+    fn store_is_missed(&self, until: Millis) -> bool {
+        !broken(Breakage::IgnoreLeaseDeadline)
+            && self.now() >= failsafe::act_at(&self.settings, until)
+    }
+
     pub fn demotion_is_due(&self, until: Millis) -> bool {
         !broken(Breakage::IgnoreLeaseDeadline)
             && self.now() >= until.minus(Reserve::of(self.settings.timing).demote)
@@ -380,7 +395,7 @@ impl Turn<'_> {
             return self.while_task_runs().await; // HA-009
         }
         if let Lock::Unseen { .. } = self.lock {
-            return silence::store_is_silent(self);
+            return silence::store_is_silent(self).await;
         }
         self.seed_the_store().await; // HA-007, HA-008
         if self.pg.alive && starting(self.pg.state) {
@@ -415,10 +430,25 @@ impl Turn<'_> {
                 let decided = follower::follow(self, &holder).await;
                 restart::when_due(self, decided).await
             }
-            Lock::Unseen { .. } => silence::store_is_silent(self),
+            Lock::Unseen { .. } => silence::store_is_silent(self).await,
         };
         self.memory.joined = true;
         decided
+    }
+
+    /// Who neither holds the key nor may hold it without knowing can promise again; who holds it as a
+    /// primary owes nobody a promise. (HA-018, HA-157)
+    fn settle_claim(&mut self, decided: &Decided) {
+        let at_work = self.memory.task.is_some() || decided.start.is_some();
+        match &self.lock {
+            Lock::Mine { .. } if self.pg.is_primary => self.ports.promises.forget_promise(),
+            Lock::Mine { .. } | Lock::Unseen { .. } => {}
+            Lock::Free | Lock::Other { .. } | Lock::Lost { .. } => {
+                if !at_work && !self.pg.is_primary {
+                    self.ports.promises.disclaim();
+                }
+            }
+        }
     }
 
     /// HA-160 … HA-164.
@@ -479,7 +509,7 @@ impl Turn<'_> {
         decided
     }
 
-    async fn keep_slots(&mut self) {
+    pub async fn keep_slots(&mut self) {
         if self.pg.state != State::Running {
             return;
         }

@@ -11,8 +11,9 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use hathi::ha::lease::{self, Lease};
 use hathi::ha::ports::{
-    Clock, Configuration, Fence, PeerAnswer, Peers, Ports, Probe, Publish, Seen, Spawn,
+    Clock, Configuration, Fence, PeerAnswer, Peers, Ports, Probe, Promises, Publish, Seen, Spawn,
 };
+use hathi::ha::promise::{Call, Gate, Promise, Vow};
 use hathi::ha::run::{self, Event, Events};
 use hathi::ha::settings::{Settings, Synchronous};
 use hathi::watchdog::Watchdog;
@@ -68,6 +69,7 @@ pub fn dynamic_of(settings: &Settings) -> Map<String, Value> {
     map.insert("retry_timeout".into(), settings.timing.retry_timeout.into());
     map.insert("maximum_lag_on_failover".into(), settings.maximum_lag_on_failover.into());
     map.insert("primary_start_timeout".into(), settings.primary_start_timeout.into());
+    map.insert("failsafe_mode".into(), settings.failsafe_mode.into());
     map
 }
 
@@ -142,6 +144,9 @@ impl World {
             saw_primary: None,
             shutting_down: false,
             session,
+            gate: Arc::default(),
+            seen_as_primary: role == Role::Primary,
+            licensed_until: None,
         });
         self.say(node, 40, |_| "agent starts".into());
         let ports = agency.ports_with(watchdog);
@@ -255,12 +260,17 @@ impl Agency {
             dcs: all.clone(),
             postgres: all.clone(),
             peers: all.clone(),
+            promises: all.clone(),
             fence: all.clone(),
             clock: all.clone(),
             configuration: all.clone(),
             publish: all.clone(),
             spawn: all,
         }
+    }
+
+    fn gate(&self) -> Arc<Gate> {
+        self.world().agent(self.process).map(|agent| agent.gate.clone()).unwrap_or_default()
     }
 
     pub fn local_now(&self) -> Millis {
@@ -346,6 +356,8 @@ impl Configuration for Agency {
             number("maximum_lag_on_failover", new.maximum_lag_on_failover);
         new.primary_start_timeout = seconds("primary_start_timeout", new.primary_start_timeout);
         let (timing, watchdog) = (new.timing, agent.watchdog.clone());
+        new.failsafe_mode =
+            dynamic.get("failsafe_mode").and_then(Value::as_bool).unwrap_or(new.failsafe_mode);
         agent.settings = Arc::new(new);
         agent.dynamic = dynamic.clone();
         watchdog.configure(world.watchdog_settings_for(timing));
@@ -360,6 +372,12 @@ impl Publish for Agency {
         let node = self.process.node;
         if let Some(decision) = &seen.decision {
             world.check_replay(node, decision);
+        }
+        let Some(agent) = world.agent_mut(self.process) else { return };
+        agent.seen_as_primary = seen.postgres.is_primary;
+        let licensed = std::mem::replace(&mut agent.licensed_until, seen.failsafe_until);
+        if let Some(until) = seen.failsafe_until.filter(|_| seen.failsafe_until != licensed) {
+            world.check_licence_given(node, until);
         }
         let Some(agent) = world.agent_mut(self.process) else { return };
         if agent.line != seen.line {
@@ -404,7 +422,34 @@ impl Fence for Agency {
     }
 }
 
+impl Promises for Agency {
+    fn promised(&self, now: Millis) -> Option<Promise> {
+        self.gate().promised(now)
+    }
+
+    fn claim(&self, now: Millis) -> bool {
+        self.gate().claim(now)
+    }
+
+    fn disclaim(&self) {
+        self.gate().disclaim();
+    }
+
+    fn forget_promise(&self) {
+        self.gate().forget_promise();
+    }
+}
+
 impl Peers for Agency {
+    fn failsafe(
+        &self,
+        members: Vec<(MemberName, String)>,
+        call: Call,
+        by: Deadline,
+    ) -> BoxStream<'static, (MemberName, Vow)> {
+        crate::failsafe::ask(self, members, call, by)
+    }
+
     fn probe(
         &self,
         members: Vec<(MemberName, String)>,

@@ -32,6 +32,11 @@ const BROKEN: &[(Breakage, bool)] = &[
     (Breakage::RestartIgnoresTheLoss, false),
     (Breakage::LeaderReinitializes, true),
     (Breakage::BootstrapIsTakenOver, true),
+    (Breakage::OneRefusalIsEnough, true),
+    (Breakage::RaceDespitePromise, true),
+    (Breakage::PromiseWhileRacing, true),
+    (Breakage::FailsafeBeliefTooLong, true),
+    (Breakage::RaceOutsideFailsafe, true),
 ];
 
 fn seed_fails(seed: u64, guarded: bool) -> Option<(String, String)> {

@@ -131,6 +131,7 @@ pub fn random_run(seed: u64, tracing: bool, guarded: bool) -> Shared {
         world.at(at, move |world| world.start_agent(node));
     }
     plan_faults(&mut world, &mut random);
+    crate::failsafe::plan(&mut world, seed);
     world.at(0, World::tick);
     world.at(0, World::watch_sessions);
     world.at(MENDED, World::mend_everything);
@@ -186,7 +187,7 @@ impl World {
     }
 
     /// Ends a fault that lasts.
-    fn lasts(&mut self, us: u64, mend: impl FnOnce(&mut World) + Send + 'static) {
+    pub fn lasts(&mut self, us: u64, mend: impl FnOnce(&mut World) + Send + 'static) {
         self.active_faults += 1;
         self.after(us, move |world| {
             world.active_faults = world.active_faults.saturating_sub(1);
@@ -315,7 +316,7 @@ impl World {
         self.crash_agent_silently(node, back);
     }
 
-    fn crash_agent_silently(&mut self, node: usize, back: u64) {
+    pub fn crash_agent_silently(&mut self, node: usize, back: u64) {
         self.kill_agent(node);
         self.lasts(back, move |world| world.start_agent(node));
     }
@@ -354,7 +355,7 @@ impl World {
         });
     }
 
-    fn cut_store(&mut self, node: usize, requests_too: bool, us: u64) {
+    pub fn cut_store(&mut self, node: usize, requests_too: bool, us: u64) {
         self.nodes[node].from_store = false;
         self.nodes[node].to_store &= !requests_too;
         self.store_link_changed(node);

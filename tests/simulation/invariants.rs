@@ -36,6 +36,7 @@ pub struct Watched {
     pub network_since: u64,
     /// The run ended with nobody whom the rules allow to lead: an operator must decide.
     pub nobody_eligible: bool,
+    pub promises: crate::failsafe::Promises,
     /// Two promotions that PostgreSQL itself cannot tell apart; the run ended there.
     pub twins: bool,
 }
@@ -100,7 +101,7 @@ impl World {
 
     fn check_belief(&mut self, node: usize) {
         let Some(agent) = &self.nodes[node].agent else { return };
-        let Some(until) = agent.lease.until(self.local(node)) else { return };
+        let Some(until) = agent.lease.confirmed_until(self.local(node)) else { return };
         if !self.store_kept_its_promise() {
             return;
         }
@@ -121,7 +122,13 @@ impl World {
     fn check_licence(&mut self, node: usize) {
         let bootstrapping =
             self.nodes[node].agent.as_ref().is_some_and(|agent| agent.tasks.contains(&"bootstrap"));
-        if !self.nodes[node].server.writable() || self.holds_key(node) || bootstrapping {
+        let now = self.local(node);
+        let licensed = self.nodes[node]
+            .agent
+            .as_ref()
+            .is_some_and(|agent| agent.lease.licensed_until(now).is_some());
+        let fine = self.holds_key(node) || bootstrapping || licensed;
+        if !self.nodes[node].server.writable() || fine {
             self.watched.without_lock_since.remove(&node);
             return;
         }
@@ -158,6 +165,7 @@ impl World {
 
     /// INV-17, INV-8, and that planned changes lose nothing.
     pub fn check_promoted(&mut self, node: usize, at: Tip) {
+        self.forget_promise_of(node);
         self.watched.promotions += 1;
         let timeline = Timeline(self.timeline(node));
         let cluster = self.store.history.cluster_timeline();
@@ -221,6 +229,7 @@ impl World {
     /// The store gives the key: was this the one to have it? (INV-8, INV-13, INV-14, INV-17)
     pub fn check_acquire(&mut self, node: usize) {
         self.check_may_lead(node);
+        self.check_promise(node);
         let machine = &self.nodes[node];
         let (Some(tip), Some(agent)) = (self.tip(node), &machine.agent) else { return };
         let cluster = self.store.history.cluster_timeline();
@@ -340,6 +349,9 @@ impl World {
                     );
                     self.violation("INV-31", what);
                 }
+            }
+            StopMode::Fast if primary && !how.checkpoint && how.immediate_at.is_some() => {
+                self.check_failsafe_held(node);
             }
             StopMode::Fast | StopMode::Immediate => {}
         }

@@ -14,6 +14,7 @@ mod agent;
 mod bites;
 mod dcs_port;
 mod executor;
+mod failsafe;
 mod faults;
 mod invariants;
 mod operators;

@@ -12,6 +12,7 @@ use crate::wal::Wal;
 use futures::channel::{mpsc, oneshot};
 use futures::future::BoxFuture;
 use hathi::ha::lease::Lease;
+use hathi::ha::promise::Gate;
 use hathi::ha::run::{Event, Events};
 use hathi::ha::settings::Settings;
 use hathi_dcs::{Change, ClusterView, MemberName, Millis, Role, State};
@@ -94,6 +95,11 @@ pub struct Agent {
     pub shutting_down: bool,
     /// The lease of its session with the store.
     pub session: u64,
+    /// What it promised over its REST API.
+    pub gate: Arc<Gate>,
+    /// Its last turn saw a primary.
+    pub seen_as_primary: bool,
+    pub licensed_until: Option<Millis>,
 }
 
 pub struct Node {

@@ -4,6 +4,7 @@ use super::{Served, map, primary, replica};
 use crate::api::control::parse;
 use crate::api::{ConfigOutcome, Credentials, Order, RestConfig, Snapshot};
 use crate::ha::manual::{Answer, Request};
+use crate::ha::ports::Promises;
 use chrono::{DateTime, Utc};
 use hathi_dcs::{Failover, MemberName};
 use proptest::prelude::*;
@@ -267,9 +268,10 @@ async fn operators_orders_reach_the_agent() {
     agent.await.expect("the agent's end");
 }
 
-/// Proves REST-251 (mode off), and that with the mode on nobody is promised anything.
+/// Proves REST-251, REST-252, HA-157: mode off, a leader, an unreadable call, a standby, and one that
+/// asks for the key itself.
 #[tokio::test]
-async fn failsafe_requests_are_not_accepted() {
+async fn who_accepts_a_failsafe_request() {
     let body = r#"{"name":"a","conn_url":"x","api_url":"http://x/patroni"}"#;
     let off = Served::new(replica()).await;
     for body in [body, "{", ""] {
@@ -283,8 +285,27 @@ async fn failsafe_requests_are_not_accepted() {
     let reply = leader.send("POST", "/failsafe", body).await;
     assert_eq!((reply.status, reply.body.as_str()), (500, "Running as a leader"));
     let follower = Served::new(Snapshot { failsafe_mode: true, ..replica() }).await;
+    let reply = follower.send("POST", "/failsafe", r#"{"name":"a"}"#).await;
+    assert_eq!(reply.status, 400, "half a call is none");
+    let shown = follower.send("GET", "/patroni", "").await;
+    assert!(!shown.body.contains("failsafe_mode_is_active"), "{shown:?}");
     let reply = follower.send("POST", "/failsafe", body).await;
-    assert!(reply.status == 503 && reply.body != "Accepted", "{reply:?}");
+    assert_eq!((reply.status, reply.body.as_str()), (200, "Accepted"));
+    let lsn = reply.header("lsn").and_then(|lsn| lsn.parse::<u64>().ok());
+    assert!(lsn.is_some_and(|lsn| lsn > 0), "{reply:?}");
+    let shown = follower.send("GET", "/patroni", "").await;
+    assert!(shown.body.contains(r#""failsafe_mode_is_active": true"#), "{shown:?}");
+    let racing = Snapshot { failsafe_mode: true, ..replica() };
+    assert!(racing.gate.claim(hathi_dcs::boottime()));
+    let reply = Served::new(racing).await.send("POST", "/failsafe", body).await;
+    assert!(reply.status == 500 && reply.body != "Accepted", "{reply:?}");
+    let holder = Snapshot {
+        failsafe_mode: true,
+        leader_until: Some(hathi_dcs::boottime().plus(10_000)),
+        ..replica()
+    };
+    let reply = Served::new(holder).await.send("POST", "/failsafe", body).await;
+    assert_eq!((reply.status, reply.body.as_str()), (500, "Holding the leader key"));
 }
 
 /// Proves REST-278, REST-279, REST-270.

@@ -70,6 +70,16 @@ impl Front {
         self.tape.wait("lease.release", (status, by), real).boxed()
     }
 
+    pub fn license(&self, sent: Millis) -> bool {
+        let real = self.real.as_ref().map(|(lease, ports)| lease.license(ports, sent));
+        self.tape.ask("lease.license", sent, real, || false)
+    }
+
+    pub fn licensed_until(&self, now: Millis) -> Option<Millis> {
+        let real = self.real.as_ref().map(|(lease, _)| lease.licensed_until(now));
+        self.tape.ask("lease.licensed_until", now, real, || None)
+    }
+
     pub fn shorten(&self) {
         self.tape.done("lease.shorten", ());
         if let Some((lease, ports)) = &self.real {

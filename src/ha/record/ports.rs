@@ -1,6 +1,7 @@
 //! Every port, with the tape before it. A new method of a port needs one line here.
 
 use crate::ha::ports::*;
+use crate::ha::promise::{Call, Promise, Vow};
 use crate::ha::record::tape::Tape;
 use crate::ha::settings::Settings;
 use async_trait::async_trait;
@@ -12,6 +13,8 @@ use hathi_dcs::{
     Lsn, MemberData, MemberName, Millis, Role, State, Status, Sync as SyncRecord, Timeline, Timing,
     Version,
 };
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,6 +32,7 @@ pub fn taped(tape: &Arc<Tape>, real: Option<Ports>) -> Ports {
         dcs: taped.clone(),
         postgres: taped.clone(),
         peers: taped.clone(),
+        promises: taped.clone(),
         fence: taped.clone(),
         watchdog: taped.clone(),
         clock: taped.clone(),
@@ -144,6 +148,30 @@ impl Watchdog for Taped {
     }
 }
 
+/// Answers that come one by one, each noted when it comes.
+fn answers<T: Serialize + DeserializeOwned + Send + 'static>(
+    tape: &Arc<Tape>,
+    name: &'static str,
+    real: Option<BoxStream<'static, T>>,
+) -> BoxStream<'static, T> {
+    let tape = tape.clone();
+    match real {
+        Some(real) => real
+            .map(Some)
+            .chain(stream::once(async { None }))
+            .map(move |answer| {
+                tape.note(name, &(), &answer);
+                answer
+            })
+            .take_while(|answer| std::future::ready(answer.is_some()))
+            .filter_map(std::future::ready)
+            .boxed(),
+        None => {
+            stream::poll_fn(move |context| tape.poll(name, &Value::Null, context.waker())).boxed()
+        }
+    }
+}
+
 impl Peers for Taped {
     fn probe(
         &self,
@@ -151,25 +179,39 @@ impl Peers for Taped {
         by: Deadline,
     ) -> BoxStream<'static, (MemberName, Probe)> {
         self.tape.done("peers.probe", (&members, by));
-        let tape = self.tape.clone();
-        match &self.real {
-            Some(real) => {
-                let answers = real.peers.probe(members, by).map(Some);
-                answers
-                    .chain(stream::once(async { None }))
-                    .map(move |answer| {
-                        tape.note("peers.answer", &(), &answer);
-                        answer
-                    })
-                    .take_while(|answer| std::future::ready(answer.is_some()))
-                    .filter_map(std::future::ready)
-                    .boxed()
-            }
-            None => stream::poll_fn(move |context| {
-                tape.poll("peers.answer", &Value::Null, context.waker())
-            })
-            .boxed(),
-        }
+        let real = self.real.as_ref().map(|real| real.peers.probe(members, by));
+        answers(&self.tape, "peers.answer", real)
+    }
+
+    fn failsafe(
+        &self,
+        members: Vec<(MemberName, String)>,
+        call: Call,
+        by: Deadline,
+    ) -> BoxStream<'static, (MemberName, Vow)> {
+        self.tape.done("peers.failsafe", (&members, &call, by));
+        let real = self.real.as_ref().map(|real| real.peers.failsafe(members, call, by));
+        answers(&self.tape, "peers.vow", real)
+    }
+}
+
+impl Promises for Taped {
+    fn promised(&self, now: Millis) -> Option<Promise> {
+        let real = self.real.as_ref().map(|real| real.promises.promised(now));
+        self.tape.ask("promises.promised", now, real, || None)
+    }
+
+    fn claim(&self, now: Millis) -> bool {
+        let real = self.real.as_ref().map(|real| real.promises.claim(now));
+        self.tape.ask("promises.claim", now, real, || false)
+    }
+
+    fn disclaim(&self) {
+        done!(self, "promises.disclaim", (), promises.disclaim());
+    }
+
+    fn forget_promise(&self) {
+        done!(self, "promises.forget_promise", (), promises.forget_promise());
     }
 }
 

@@ -4,6 +4,7 @@
 //! cluster makes of the decisions is the simulator's question (tests/simulation).
 
 mod decisions;
+mod failsafe;
 mod operator;
 mod recordings;
 mod requests;

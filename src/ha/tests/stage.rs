@@ -4,6 +4,7 @@ use crate::ha::lease::Lease;
 use crate::ha::memory::Memory;
 use crate::ha::operator::{Said, Wish};
 use crate::ha::ports::*;
+use crate::ha::promise::{Call, Gate, Promise, Vow};
 use crate::ha::record::{Recording, recorded_turn, replay};
 use crate::ha::settings::{Settings, Synchronous};
 use crate::ha::task::{self, Context, Outcome, Task};
@@ -29,6 +30,11 @@ pub struct Script {
     pub settings: Settings,
     pub dynamic: Map<String, Value>,
     pub probes: BTreeMap<&'static str, PeerAnswer>,
+    /// Who accepts POST /failsafe; the others do not answer.
+    pub vows: BTreeMap<&'static str, Vow>,
+    /// How long their answers take.
+    pub vows_take: u64,
+    pub gate: Arc<Gate>,
     pub load: Result<(), DcsError>,
     pub acquire: Result<(), DcsError>,
     pub renew: Result<(), DcsError>,
@@ -221,6 +227,9 @@ impl Scene {
             settings,
             dynamic: Map::new(),
             probes: [("b", replica_at(1000)), ("c", replica_at(1000))].into(),
+            vows: BTreeMap::new(),
+            vows_take: 0,
+            gate: Arc::default(),
             load: Ok(()),
             acquire: Ok(()),
             renew: Ok(()),
@@ -314,6 +323,21 @@ impl Scene {
         futures::executor::block_on(self.lease.renew(&ports, by)).unwrap();
     }
 
+    /// The keeper asks the store, which does not answer.
+    pub fn renew_fails(&self) {
+        let ports = self.ports();
+        let by = Deadline(self.stage.with(|script| script.now.plus(1000)));
+        futures::executor::block_on(self.lease.renew(&ports, by)).unwrap_err();
+    }
+
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    pub fn gate(&self) -> Arc<Gate> {
+        self.stage.with(|script| script.gate.clone())
+    }
+
     /// Time passes; nobody renewed meanwhile.
     pub fn later(self, ms: u64) -> Self {
         self.set(|script| script.now = script.now.plus(ms))
@@ -337,6 +361,7 @@ impl Scene {
             dcs: stage.clone(),
             postgres: stage.clone(),
             peers: stage.clone(),
+            promises: stage.clone(),
             fence: stage.clone(),
             watchdog: stage.clone(),
             clock: stage.clone(),
@@ -511,6 +536,42 @@ impl Peers for Stage {
             .collect();
         stream::iter(answers).boxed()
     }
+
+    fn failsafe(
+        &self,
+        members: Vec<(MemberName, String)>,
+        call: Call,
+        by: Deadline,
+    ) -> BoxStream<'static, (MemberName, Vow)> {
+        self.note(format!("call {} by {}", call.to_wire(), by.0.0));
+        self.with(|script| script.now = script.now.plus(script.vows_take));
+        let answers: Vec<_> = members
+            .into_iter()
+            .map(|(name, _)| {
+                let vow = self.with(|script| script.vows.get(name.as_str()).cloned());
+                (name, vow.unwrap_or_else(|| Vow::Refused("no answer".into())))
+            })
+            .collect();
+        stream::iter(answers).boxed()
+    }
+}
+
+impl Promises for Stage {
+    fn promised(&self, now: Millis) -> Option<Promise> {
+        self.with(|script| script.gate.clone()).promised(now)
+    }
+
+    fn claim(&self, now: Millis) -> bool {
+        self.with(|script| script.gate.clone()).claim(now)
+    }
+
+    fn disclaim(&self) {
+        self.with(|script| script.gate.clone()).disclaim();
+    }
+
+    fn forget_promise(&self) {
+        self.with(|script| script.gate.clone()).forget_promise();
+    }
 }
 
 #[async_trait]
@@ -557,7 +618,8 @@ impl Dcs for Stage {
         Ok(())
     }
 
-    async fn write_failsafe(&self, _: &Failsafe, _: Deadline) -> Result<(), DcsError> {
+    async fn write_failsafe(&self, map: &Failsafe, _: Deadline) -> Result<(), DcsError> {
+        self.note(format!("failsafe {}", map.to_wire()));
         Ok(())
     }
 
