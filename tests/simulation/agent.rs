@@ -376,7 +376,8 @@ impl Publish for Agency {
         let Some(agent) = world.agent_mut(self.process) else { return };
         agent.seen_as_primary = seen.postgres.is_primary;
         let licensed = std::mem::replace(&mut agent.licensed_until, seen.failsafe_until);
-        if let Some(until) = seen.failsafe_until.filter(|_| seen.failsafe_until != licensed) {
+        // A shorter ttl cuts a licence down; that is no new one.
+        if let Some(until) = seen.failsafe_until.filter(|_| seen.failsafe_until > licensed) {
             world.check_licence_given(node, until);
         }
         let Some(agent) = world.agent_mut(self.process) else { return };

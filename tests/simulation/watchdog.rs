@@ -129,8 +129,8 @@ impl World {
         });
     }
 
-    /// INV-26: kept alive only within what the store confirmed of the lock. A cluster that is being
-    /// created has no lock yet.
+    /// INV-26: kept alive only within what the store confirmed of the lock, or what the members
+    /// promised in failsafe mode. A cluster that is being created has no lock yet.
     fn check_sign_of_life(&mut self, node: usize, resets_at: u64) {
         let kept_its_promise =
             self.watched.revoked_at.is_none_or(|at| at + 45 * SECOND < self.now_us);
@@ -140,7 +140,11 @@ impl World {
         }
         let mine =
             self.store.leader.as_ref().is_some_and(|held| held.name == self.nodes[node].name);
-        let ends = if mine { self.store.leader_until() } else { None };
+        let now = self.local(node);
+        let licensed = self.nodes[node].agent.as_ref();
+        let licensed = licensed.and_then(|agent| agent.lease.licensed_until(now));
+        let licensed = licensed.map(|until| self.true_at(node, until));
+        let ends = if mine { self.store.leader_until() } else { None }.max(licensed);
         if ends.is_none_or(|ends| resets_at > ends + MS) {
             let name = self.nodes[node].name.clone();
             let what = format!(
