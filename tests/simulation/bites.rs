@@ -28,8 +28,6 @@ const BROKEN: &[(Breakage, bool)] = &[
     (Breakage::UnwatchedRaces, true),
     (Breakage::ScheduleIgnoresTheClock, true),
     (Breakage::ScheduleOutlivesItsServer, true),
-    (Breakage::RestartOutlivesTheLease, false),
-    (Breakage::RestartIgnoresTheLoss, false),
     (Breakage::LeaderReinitializes, true),
     (Breakage::BootstrapIsTakenOver, true),
     (Breakage::OneRefusalIsEnough, true),

@@ -321,7 +321,7 @@ impl World {
         self.lasts(back, move |world| world.start_agent(node));
     }
 
-    fn freeze_for(&mut self, node: usize, name: &'static str, us: u64) {
+    pub fn freeze_for(&mut self, node: usize, name: &'static str, us: u64) {
         self.fault(name);
         self.freeze_agent(node);
         self.lasts(us, move |world| world.resume_agent(node));

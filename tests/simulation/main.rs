@@ -99,8 +99,9 @@ fn explain(seed: u64, tail: usize) -> String {
     )
 }
 
-/// Proves INV-2, INV-4, INV-5, INV-8, INV-13, INV-17, INV-18, INV-20, INV-21, INV-22, INV-24, INV-29,
-/// INV-33, INV-34 under random faults: each ends the run that breaks it (invariants.rs, operators.rs).
+/// Under random faults; each ends the run that breaks it (invariants.rs, operators.rs).
+/// Proves INV-2, INV-4, INV-5, INV-8, INV-13, INV-17, INV-18, INV-20, INV-21, INV-22, INV-24.
+/// Proves INV-29, INV-33, INV-34.
 #[test]
 fn seeds() {
     if let Some(seed) = std::env::var("SIM_SEED").ok().and_then(|text| text.parse().ok()) {

@@ -59,6 +59,14 @@ impl World {
                 let timeout = random.percent(30).then_some(2);
                 let conditions = Conditions { role, timeout, ..Conditions::default() };
                 self.order(node, Wish::Restart(conditions));
+                if random.percent(20) {
+                    let ttl = self.base.timing.ttl_ms();
+                    let at = random.between(50, 900) * MS;
+                    let long = random.between(ttl, 2 * ttl) * MS;
+                    self.after(at, move |world| {
+                        world.freeze_for(node, "agent frozen in mid-restart", long);
+                    });
+                }
             }
             Mischief::ScheduleRestart => {
                 self.fault("restart scheduled");
@@ -141,11 +149,15 @@ impl World {
                     let plans = world.watched.orders.planned.entry(key).or_default();
                     let found = plans.iter().position(|plan| plan.at == since_epoch(*at));
                     match found {
-                        // At most one is in force: earlier ones were dropped, or done.
+                        // At most one is in force: earlier ones were dropped, or done. Others may
+                        // still be on their way.
                         Some(found) if status == 202 => {
                             // It may have seen either, if it changed on the way.
-                            let epoch = plans[found].epoch.filter(|then| Some(*then) == now);
-                            *plans = vec![Plan { at: since_epoch(*at), accepted: true, epoch }];
+                            let mut plan = plans.remove(found);
+                            plan.accepted = true;
+                            plan.epoch = plan.epoch.filter(|then| Some(*then) == now);
+                            plans.retain(|other| !other.accepted);
+                            plans.push(plan);
                         }
                         Some(found) => drop(plans.remove(found)),
                         None => {}

@@ -117,8 +117,9 @@ fn agent(mut orders: mpsc::Receiver<Order>, answer: Answer) -> mpsc::UnboundedRe
     wishes
 }
 
-/// Proves REST-020 … REST-024 (second column), REST-221 and REST-224 (the answer as it comes),
-/// REST-245, REST-246, REST-458: a bad body does nothing.
+/// Proves REST-020, REST-021, REST-022, REST-023, REST-024 (second column).
+/// Proves REST-221 and REST-224 (the answer as it comes), REST-245.
+/// Proves REST-246 and REST-458: a bad body does nothing.
 #[tokio::test]
 async fn bodies_may_be_left_out_and_bad_ones_do_nothing() {
     let mut served = Served::new(replica()).await;

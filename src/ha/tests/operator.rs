@@ -320,7 +320,7 @@ fn a_schedule_decides_no_race_outside_its_window() {
     }
 }
 
-/// Proves HA-056, HA-058 and HA-059 with a restart's own limit, HA-057, HA-060, HA-010.
+/// Proves HA-056, HA-058 and HA-059 with a restart's own limit, HA-057, HA-060, HA-010, REST-222.
 #[test]
 fn a_start_has_the_limit_of_its_restart() {
     let starting = |scene: Scene, own: Option<u64>| {

@@ -28,8 +28,8 @@ fn refused(change: impl FnOnce(&mut Script), asks: &Request) -> (u16, String) {
     answered(&Scene::replica().set(change), asks).expect_err("refused")
 }
 
-/// Proves REST-190 (rows 10 to 18), REST-457 (a silent store), REST-462 (a schedule is checked as
-/// well), REST-463 (who was refused, and why).
+/// Proves REST-190 (rows 10 to 18), REST-457 (a silent store).
+/// Proves REST-462 (a schedule is checked as well), REST-463 (who was refused, and why).
 #[test]
 fn what_is_checked_before_a_request_is_written() {
     let paused = |script: &mut Script| {
