@@ -28,6 +28,7 @@ const BROKEN: &[(Breakage, bool)] = &[
     (Breakage::UnwatchedRaces, true),
     (Breakage::ScheduleIgnoresTheClock, true),
     (Breakage::ScheduleOutlivesItsServer, true),
+    (Breakage::RestartOutlivesTheLease, true),
     (Breakage::LeaderReinitializes, true),
     (Breakage::BootstrapIsTakenOver, true),
     (Breakage::OneRefusalIsEnough, true),
