@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_millis(20);
 /// A cluster that is not whole again after this long did not survive.
 const SETTLED: Duration = Duration::from_secs(240);
-/// How far back the search for a second primary looks while the run goes on.
-const LOOK_BACK: Duration = Duration::from_secs(300);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -132,7 +130,7 @@ impl Run<'_> {
     /// One fault from beginning to end.
     ///
     /// # Errors
-    /// The cluster did not survive it, or two primaries were seen.
+    /// The cluster did not survive it.
     async fn step(&mut self, number: usize, step: &Step) -> Result<(), String> {
         let leads = self.survives(async |run: &Self| run.cluster.leader().await).await;
         let primary = leads.map_err(|e| format!("no primary to hurt: {e}"))?;
@@ -180,11 +178,14 @@ impl Run<'_> {
             "{number}: {name} survived, longest write gap {:.1} s",
             gap.as_secs_f64()
         ));
-        let recent = end.checked_sub(LOOK_BACK).unwrap_or(start);
         let recent: Vec<_> = self
             .writers
-            .look(|rows| rows.iter().rev().take_while(|r| r.acked > recent).cloned().collect());
-        one_primary(&recent)
+            .look(|rows| rows.iter().rev().take_while(|r| r.acked > start).cloned().collect());
+        if let Err(two) = one_primary(&recent) {
+            (self.say)(&format!("{number}: {name}: {two}"));
+            self.table.two_writers(step.fault);
+        }
+        Ok(())
     }
 
     /// Waits for a whole healthy cluster; from then on nothing may be lost.

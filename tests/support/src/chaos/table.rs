@@ -10,10 +10,11 @@ struct Row {
     times: u32,
     survived: u32,
     moved: u32,
+    two_writers: u32,
     longest_gap: Duration,
 }
 
-/// How often each fault came, was survived (the cluster took writes again, by one primary), moved
+/// How often each fault came, was survived (the cluster took writes again), showed two writers, moved
 /// the lead, and the longest time without an acknowledged write from its beginning until then.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
@@ -34,6 +35,11 @@ impl Table {
         row.longest_gap = row.longest_gap.max(gap);
     }
 
+    /// Two primaries acknowledged rows since this fault began.
+    pub fn two_writers(&mut self, fault: Fault) {
+        self.rows.entry(fault).or_default().two_writers += 1;
+    }
+
     pub fn faults(&self) -> u32 {
         self.rows.values().map(|r| r.times).sum()
     }
@@ -41,16 +47,17 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| fault | times | survived | lead moved | longest write gap |")?;
-        writeln!(f, "|---|--:|--:|--:|--:|")?;
+        writeln!(f, "| fault | times | survived | two writers | lead moved | longest write gap |")?;
+        writeln!(f, "|---|--:|--:|--:|--:|--:|")?;
         for (fault, row) in &self.rows {
             let gap = row.longest_gap.as_secs_f64();
             writeln!(
                 f,
-                "| {} | {} | {} | {} | {gap:.1} s |",
+                "| {} | {} | {} | {} | {} | {gap:.1} s |",
                 fault.name(),
                 row.times,
                 row.survived,
+                row.two_writers,
                 row.moved
             )?;
         }
