@@ -242,6 +242,7 @@ fn first_snapshot(local: &Local) -> Snapshot {
         details: None,
         can_rewind: false,
         is_primary: false,
+        replication: Default::default(),
     };
     Snapshot::new(local.name.clone(), local.scope.scope(), nothing)
 }

@@ -66,6 +66,20 @@ pub enum Breakage {
     PauseDemotes,
     /// In pause a stopped PostgreSQL is started. (INV-27)
     PauseStarts,
+    /// Commits stop waiting for a standby before `/sync` stops naming it. (HA-098, HA-207)
+    NamesShrinkFirst,
+    /// `/sync` names a standby before commits wait for it. (HA-098, HA-208)
+    RecordGrowsFirst,
+    /// A standby counts before it has caught up. (HA-097, HA-211)
+    CountUnconfirmed,
+    /// The record asks for one vote less than it takes. (HA-205)
+    QuorumOffByOne,
+    /// A race in quorum mode does not count votes. (HA-095 g)
+    VotesAreIgnored,
+    /// A member that `/sync` does not name may lead. (HA-094)
+    AnybodyIsSynchronous,
+    /// Promotes with the record of the former leader. (HA-099)
+    PromoteUnprepared,
 }
 
 #[cfg(feature = "breakages")]

@@ -9,6 +9,8 @@ use crate::ha::ports::{Probe, Server};
 use crate::ha::race::{self, Demands, Myself, Unfit};
 use crate::ha::schedule::{self, Due};
 use crate::ha::standby;
+use crate::ha::sync::votes::Bound;
+use crate::ha::sync::{self, active};
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
 use futures::stream::StreamExt;
@@ -78,11 +80,13 @@ async fn is_as_i_saw_it(turn: &mut Turn<'_>) -> bool {
         && turn.view.history == before.history
         && turn.view.status == before.status
         && turn.view.failover == before.failover
+        && turn.view.sync == before.sync
 }
 
 /// HA-080: clean the request that led here, then be the primary.
 async fn won(turn: &mut Turn<'_>) -> Decided {
     turn.because("HA-080", "acquired the leader key");
+    turn.memory.sync.raced = turn.view.sync.as_ref().map(|sync| sync.version);
     turn.lock = turn.confirmed();
     if turn.view.pending_failover().is_some() {
         let by = turn.store_deadline();
@@ -132,6 +136,11 @@ async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
     }
     let cluster_timeline = turn.view.history.cluster_timeline();
     match &turn.pg.server {
+        Server::Primary { .. } if !names_me(turn) => {
+            // Whoever the record names may have confirmed what this primary does not have.
+            let why = "a primary that /sync does not name".to_owned();
+            return Err(("HA-094", why));
+        }
         Server::Primary { timeline, .. } => {
             if *timeline >= cluster_timeline || broken(Breakage::StalePrimaryRaces) {
                 return Ok(()); // HA-087
@@ -151,23 +160,29 @@ async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
     if failsafe::outside_the_map(turn) {
         return Err(("HA-092", "I am not in /failsafe".into()));
     }
-    // Kept up by other members of a mixed cluster; a commit they acknowledged must not be lost.
-    // A standby cluster has no such commits: what is left there is of its former life. (CFG-282)
-    if turn.settings.standby_cluster.is_none()
-        && let Some(sync) = &turn.view.sync
-        && sync.value.leader.is_some()
-        && !sync.value.names(turn.me())
-    {
-        return Err(("HA-094", "I am not among the synchronous members".into()));
-    }
     match turn.view.pending_failover().map(|stored| stored.value.clone()) {
         Some(request) => manual_race(turn, &request).await,
         None => compare(turn, None).await,
     }
 }
 
+/// Does the record that binds this race name me? There may be none.
+fn names_me(turn: &Turn<'_>) -> bool {
+    active(&turn.settings, &turn.view).is_none_or(|sync| sync.value.names(turn.me()))
+}
+
+/// The record that binds this race. (8.2, 8.3)
+fn bound(turn: &Turn<'_>) -> Option<Bound> {
+    let record = active(&turn.settings, &turn.view)?.value.clone();
+    let needs_votes = sync::needs_votes(&turn.settings, &record);
+    Some(Bound { record, needs_votes })
+}
+
 /// HA-075: an operator asked for a leader and there is none.
 async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why> {
+    if request.leader.is_some() && !names_me(turn) {
+        return Err(("HA-090", "a switchover, and I am not among the synchronous members".into()));
+    }
     if let Some(at) = &request.scheduled_at {
         match schedule::look(turn, at) {
             Due::Now => {}
@@ -187,11 +202,16 @@ async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why>
             }
             return Ok(());
         }
+        if let Some(bound) = bound(turn) {
+            bound.may_race(turn.me()).map_err(|why| ("HA-075", why))?;
+        }
         let needs = manual::Needs {
             candidate: Some(candidate),
             lsn: Lsn(0),
             maximum_lag: u64::MAX,
             timeline,
+            record: None,
+            quorum: None,
         };
         let search = manual::search(turn.ports, &turn.view, None, needs).await;
         if search.found.is_some() {
@@ -200,7 +220,12 @@ async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why>
     }
     if request.leader.as_ref() == Some(turn.me()) {
         let me = turn.me().clone();
-        let needs = manual::Needs { candidate: None, lsn: Lsn(0), maximum_lag: u64::MAX, timeline };
+        let needs = manual::Needs {
+            lsn: Lsn(0),
+            maximum_lag: u64::MAX,
+            timeline,
+            ..manual::needs(&turn.settings, &turn.view, None, Lsn(0))
+        };
         let search = manual::search(turn.ports, &turn.view, Some(&me), needs).await;
         if search.found.is_some() {
             return Err(("HA-075", "another member can lead, and I was asked to stop".into()));
@@ -212,6 +237,10 @@ async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why>
 
 /// Section 8.3: asks everybody at once; the first answer that forbids decides. (HA-095, HA-311)
 async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), Why> {
+    let bound = bound(turn);
+    if let Some(bound) = &bound {
+        bound.may_race(turn.me()).map_err(|why| ("HA-094", why))?;
+    }
     let Server::Standby(standby) = &turn.pg.server else {
         return Err(("HA-085", "PostgreSQL does not answer here".into()));
     };
@@ -225,7 +254,11 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
     let demands = Demands {
         leader_lsn_and_lag: request.is_none().then_some((turn.view.status.optime, lag)),
         cluster_timeline: standby::demanded_timeline(&turn.settings, &turn.view),
-        former_leader: old_view.as_ref().and_then(|view| view.leader_name().cloned()),
+        former_leader: match &bound {
+            Some(bound) => bound.record.leader.clone(),
+            None => old_view.as_ref().and_then(|view| view.leader_name().cloned()),
+        },
+        bound: bound.clone(),
     };
     let unfit = |unfit: Unfit| (unfit.rule(), unfit.to_string());
     race::alone(&me, &demands).map_err(unfit)?;
@@ -236,8 +269,10 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
     for view in old_view.iter().chain(std::iter::once(&turn.view)) {
         for member in &view.members {
             let excluded = request.is_some_and(|asked| asked.leader.as_ref() == Some(&member.name));
+            let counts = bound.as_ref().is_none_or(|bound| bound.record.names(&member.name));
             if member.name != *turn.me()
                 && !excluded
+                && counts
                 && let Some(url) = &member.data.api_url
             {
                 members.insert(member.name.clone(), url.clone());
@@ -251,8 +286,12 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
     let may_have_promised = failsafe::may_have_promised(turn);
     let by = Deadline(turn.now().plus(PROBE_MS));
     let mut answers = turn.ports.peers.probe(members.into_iter().collect(), by);
+    let mut count = bound.as_ref().map(|bound| bound.count(turn.me()));
     while let Some((peer, probe)) = answers.next().await {
         race::against(&me, &demands, &peer, &probe).map_err(unfit)?;
+        if let (Some(bound), Some(count)) = (&bound, &mut count) {
+            bound.add(count, &me, &peer, &probe);
+        }
         if let Probe::Unreachable(why) = probe
             && may_have_promised
             && of_the_map.contains_key(&peer)
@@ -260,6 +299,9 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
             let why = format!("{peer} may go on by a promise of my former life: {why}");
             return Err(("HA-322", why));
         }
+    }
+    if let (Some(bound), Some(count)) = (&bound, &count) {
+        bound.verdict(count, turn.me()).map_err(|why| ("HA-095", why))?;
     }
     turn.because("HA-095", format!("I am the healthiest at {}", me.lsn));
     Ok(())

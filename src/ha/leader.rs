@@ -5,6 +5,7 @@ use crate::ha::lease::Reserve;
 use crate::ha::manual;
 use crate::ha::memory::{AfterPromotion, Running};
 use crate::ha::ports::Server;
+use crate::ha::sync::{self, promotion::Prepared};
 use crate::ha::task::{Demotion, Kind, Task, immediate};
 use crate::ha::turn::{Decided, Lock, Turn};
 use crate::ha::{failsafe, history, request, slots, standby};
@@ -65,8 +66,13 @@ pub async fn enforce_primary(turn: &mut Turn<'_>) -> Decided {
                 turn.ports.postgres.set_role(Role::Primary);
                 turn.pg.role = Role::Primary;
             }
+            let again = sync::pass::keep(turn).await;
             write_history(turn, timeline).await;
-            Decided::line(format!("no action. I am ({me}), the leader with the lock"))
+            let line = Decided::line(format!("no action. I am ({me}), the leader with the lock"));
+            match again {
+                Some(at) => line.again_at(at),
+                None => line,
+            }
         }
         Server::Silent(why) => {
             let why = why.clone();
@@ -123,6 +129,22 @@ async fn promote(turn: &mut Turn<'_>) -> Decided {
         turn.memory.released_at = Some(turn.now());
         turn.memory.want_latest = true;
         return Decided::line("released leader key: PostgreSQL could not be fenced here");
+    }
+    match sync::promotion::prepare(turn).await {
+        Prepared::Ready => {}
+        Prepared::Postponed => {
+            let line = "postponing promotion because synchronous replication is not prepared";
+            return Decided::line(line).again_at(turn.now().plus(500));
+        }
+        Prepared::RaceAgain => {
+            let by = turn.store_deadline();
+            let _ = turn.lease.release(turn.ports, None, by).await;
+            turn.memory.want_latest = true;
+            return Decided::line("released leader key: the synchronous members changed");
+        }
+    }
+    if turn.lease.until(turn.now()).is_none() {
+        return Decided::line("the lease ended before the promotion");
     }
     turn.memory.after_promotion = AfterPromotion::CheckpointDue;
     let me = turn.me().clone();

@@ -3,12 +3,14 @@
 
 use crate::ha::ports::Ports;
 use crate::ha::race;
-use crate::ha::settings::Settings;
+use crate::ha::settings::{Settings, SynchronousMode};
 use crate::ha::standby;
+use crate::ha::sync;
 use futures::FutureExt;
 use futures::stream::StreamExt;
 use hathi_dcs::{
-    Change, ClusterView, DcsError, Deadline, Expect, Failover, Freshness, Lsn, MemberName, Timeline,
+    Change, ClusterView, DcsError, Deadline, Expect, Failover, Freshness, Lsn, MemberName, Sync,
+    Timeline,
 };
 
 /// What the operator asked, already parsed.
@@ -53,6 +55,10 @@ pub struct Needs<'a> {
     pub maximum_lag: u64,
     /// Zero: not checked.
     pub timeline: Timeline,
+    /// Only one that this record names. (12)
+    pub record: Option<&'a Sync>,
+    /// So many more must be fit besides it: an election has to see them.
+    pub quorum: Option<u64>,
 }
 
 /// Who could take over. Ends with the first one that can.
@@ -84,7 +90,11 @@ pub async fn search(
         if Some(&member.name) == from || needs.candidate.is_some_and(|name| *name != member.name) {
             continue;
         }
+        let named = needs.record.is_none_or(|record| record.names(&member.name));
         match &member.data.api_url {
+            _ if !named => {
+                search.refused.push((member.name.clone(), "not a synchronous member".into()));
+            }
             Some(_) if member.data.nofailover() => {
                 search.refused.push((member.name.clone(), "not allowed to promote".into()));
             }
@@ -94,11 +104,15 @@ pub async fn search(
     }
     let by = Deadline(ports.clock.now().plus(PROBE_MS));
     let mut answers = ports.peers.probe(asked, by);
+    let mut fit = 0_u64;
     while let Some((name, probe)) = answers.next().await {
         match race::can_take_over(&probe, needs.lsn, needs.maximum_lag, needs.timeline) {
             Ok(()) => {
-                search.found = Some(name);
-                return search;
+                fit += 1;
+                if fit > needs.quorum.unwrap_or(0) {
+                    search.found = Some(name);
+                    return search;
+                }
             }
             Err(why) => search.refused.push((name, why)),
         }
@@ -118,19 +132,73 @@ pub async fn somebody_has(ports: &Ports, view: &ClusterView, lsn: Lsn) -> bool {
             request.value.leader.is_none() || request.value.leader.as_ref() == Some(&settings.me)
         })
         .and_then(|request| request.value.candidate.as_ref());
-    let needs = Needs { candidate, lsn, maximum_lag: 0, timeline: Timeline(0) };
+    let restricted = self::needs(&settings, view, candidate, lsn);
+    let needs = Needs { maximum_lag: 0, timeline: Timeline(0), ..restricted };
+    let needs = match view.pending_failover() {
+        Some(request) if is_manual_failover(&request.value) => needs.without_record(),
+        Some(_) | None => needs,
+    };
     search(ports, view, Some(&settings.me), needs).await.found.is_some()
 }
 
 /// The requirements of a planned change of leader. (HA-076)
 pub fn needs<'a>(
     settings: &Settings,
-    view: &ClusterView,
+    view: &'a ClusterView,
     candidate: Option<&'a MemberName>,
     lsn: Lsn,
 ) -> Needs<'a> {
     let timeline = standby::demanded_timeline(settings, view);
-    Needs { candidate, lsn, maximum_lag: settings.maximum_lag_on_failover, timeline }
+    let record = sync::active(settings, view).map(|sync| &sync.value);
+    let votes = record.filter(|record| candidate.is_none() && sync::needs_votes(settings, record));
+    Needs {
+        candidate,
+        lsn,
+        maximum_lag: settings.maximum_lag_on_failover,
+        timeline,
+        record,
+        quorum: votes.map(|record| record.quorum),
+    }
+}
+
+/// The operator names a member and no leader: also one that may lack commits. (HA-076)
+pub fn is_manual_failover(request: &Failover) -> bool {
+    request.leader.is_none() && request.candidate.is_some()
+}
+
+impl Needs<'_> {
+    /// For a failover that an operator wants whatever the record says.
+    pub fn without_record(self) -> Self {
+        Self { record: None, quorum: None, ..self }
+    }
+}
+
+/// Checks 14 and 16 of REST-190.
+fn synchronous_refusal(
+    settings: &Settings,
+    view: &ClusterView,
+    request: &Request,
+    leader: Option<&MemberName>,
+) -> Option<Answer> {
+    let record = &sync::active(settings, view)?.value;
+    if settings.synchronous.mode == SynchronousMode::Quorum {
+        return None;
+    }
+    match &request.failover.candidate {
+        Some(candidate) if request.is_switchover() && !record.names(candidate) => {
+            Some(Answer::new(412, "candidate name does not match with sync_standby"))
+        }
+        Some(_) => None,
+        None => {
+            let found = view
+                .members
+                .iter()
+                .any(|member| Some(&member.name) != leader && record.names(&member.name));
+            let action = request.action();
+            let text = format!("{action} is not possible: can not find sync_standby");
+            (!found).then(|| Answer::new(412, text))
+        }
+    }
 }
 
 /// Checks 10 … 20 of REST-190: reads the cluster, asks the candidates, writes `/failover`. `Ok`
@@ -163,12 +231,21 @@ pub async fn request(
     if wanted.leader.is_some() && wanted.leader != leader {
         return Err(Answer::new(412, "leader name does not match"));
     }
+    if wanted.scheduled_at.is_none()
+        && wanted.candidate.is_some()
+        && let Some(refusal) = synchronous_refusal(&settings, &view, request, leader.as_ref())
+    {
+        return Err(refusal);
+    }
     if let Some(candidate) = &wanted.candidate
         && view.member(candidate).is_none()
     {
         return Err(Answer::new(412, "candidate does not exists"));
     }
     if wanted.scheduled_at.is_none() {
+        if let Some(refusal) = synchronous_refusal(&settings, &view, request, leader.as_ref()) {
+            return Err(refusal);
+        }
         let others = view
             .members
             .iter()
@@ -184,6 +261,11 @@ pub async fn request(
             lsn: Lsn(0),
             maximum_lag: u64::MAX,
             timeline: Timeline(0),
+            record: sync::active(&settings, &view)
+                .filter(|_| wanted.candidate.is_none())
+                .map(|sync| &sync.value)
+                .filter(|_| settings.synchronous.mode == SynchronousMode::Priority),
+            quorum: None,
         };
         let found = search(ports, &view, leader.as_ref(), needs).await;
         if found.found.is_none() {

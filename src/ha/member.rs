@@ -4,6 +4,7 @@ use crate::ha::memory::{AfterPromotion, Memory};
 use crate::ha::ports::{Observation, Ports, Server};
 use crate::ha::restart::Planned;
 use crate::ha::settings::{EMULATED_VERSION, Settings};
+use crate::ha::sync::duty;
 use hathi_dcs::{Deadline, MemberData, Millis, Role, State};
 
 /// The record for this observation. `with_positions`: no task owns PostgreSQL, or only a promotion.
@@ -105,7 +106,10 @@ pub async fn publish(
         Role::Promoted | Role::Replica | Role::Demoted | Role::Uninitialized => false,
     };
     let planned = memory.scheduled_restart.as_ref();
-    let data = record(settings, pg, pending, with_positions, planned);
+    let mut data = record(settings, pg, pending, with_positions, planned);
+    if memory.off_duty && crate::ha::sync::is_requested(settings) {
+        data = duty::off_duty(data);
+    }
     if !worth_writing(memory.published.as_ref(), &data, now, settings.timing.loop_wait_ms()) {
         return;
     }
@@ -125,4 +129,22 @@ pub async fn publish_now(ports: &Ports) {
     let by = Deadline(now.plus(settings.timing.retry_timeout_ms() / 2));
     // The next turn publishes again; here it only has to be early.
     let _ = ports.dcs.write_member(&data, by).await;
+}
+
+/// Says that commits must not wait for this standby, and waits until they do not. (HA-197)
+pub async fn leave_duty(ports: &Ports) {
+    let settings = ports.configuration.settings();
+    if !crate::ha::sync::is_requested(&settings) || settings.nosync {
+        return;
+    }
+    let now = ports.clock.now();
+    let pg = ports.postgres.observe(Deadline(now.plus(1_000))).await;
+    if pg.is_primary {
+        return;
+    }
+    let data = duty::off_duty(record(&settings, &pg, false, true, None));
+    let by = Deadline(now.plus(settings.timing.retry_timeout_ms() / 2));
+    if ports.dcs.write_member(&data, by).await.is_ok() {
+        duty::wait_until_relieved(ports).await;
+    }
 }

@@ -142,4 +142,8 @@ pub struct Memory {
     pub wish: Option<crate::ha::operator::Wish>,
     /// A restart that an operator asked for later. (HA-078)
     pub scheduled_restart: Option<crate::ha::restart::Planned>,
+    /// Synchronous standbys. (section 12)
+    pub sync: crate::ha::sync::Kept,
+    /// This standby is about to stop, or restarts: commits must not wait for it. (HA-197)
+    pub off_duty: bool,
 }

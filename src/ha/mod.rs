@@ -13,6 +13,7 @@
 //!                        ├─ standby    the cluster follows another one
 //!                        ├─ pause      the cluster is to be left alone
 //!                        ├─ operator   what is asked of this very member: restart, schedule
+//!                        ├─ sync       who may hold up a commit, and who may be promoted then
 //!                        └─ member, slots, history: what is written at the end
 //!            │  ▲
 //!            ▼  │ report
@@ -51,6 +52,7 @@ mod silence;
 mod slots;
 mod standby;
 mod start;
+pub mod sync;
 mod task;
 mod turn;
 

@@ -303,6 +303,52 @@ pub struct Observation {
     pub can_rewind: bool,
     /// The last monitoring query said so, or else the role says so. (HA-017)
     pub is_primary: bool,
+    /// Who receives this server's log, and whom its commits wait for.
+    #[serde(default)]
+    pub replication: Replication,
+}
+
+/// The senders of a primary. (PG-308)
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replication {
+    /// `synchronous_standby_names` in force.
+    pub names: String,
+    pub commit: Commit,
+    /// Rows of pg_stat_replication.
+    pub senders: Vec<Sender>,
+}
+
+/// What a commit waits for, by `synchronous_commit`. (HA-097)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Commit {
+    Written,
+    #[default]
+    Flushed,
+    Replayed,
+}
+
+/// One receiver of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sender {
+    /// `application_name`: the member's name, if it is a member.
+    pub name: MemberName,
+    pub streaming: bool,
+    /// `sync`, `quorum`, `potential` or `async`, as the server says it.
+    pub sync_state: String,
+    pub written: Lsn,
+    pub flushed: Lsn,
+    pub replayed: Lsn,
+}
+
+impl Sender {
+    /// The position that counts for a commit.
+    pub fn position(&self, commit: Commit) -> Lsn {
+        match commit {
+            Commit::Written => self.written,
+            Commit::Flushed => self.flushed,
+            Commit::Replayed => self.replayed,
+        }
+    }
 }
 
 /// What pg_control says about a server that is not running. (PG-007)
@@ -503,6 +549,14 @@ pub trait Postgres: Send + Sync {
         upstream: Option<&Upstream>,
         by: Deadline,
     ) -> Result<(), PgError>;
+
+    /// Puts `synchronous_standby_names` in force, kept through every reload from now on; `None`: the
+    /// user's own value again. `Ok`: every sender works by it, and on a primary the log was moved on,
+    /// so that standbys confirm soon. (PG-280, PG-282)
+    ///
+    /// # Errors
+    /// Not in force by `by`, or not known to be; it may be later. Ask for the same value again.
+    async fn set_sync_names(&self, names: Option<&str>, by: Deadline) -> Result<(), PgError>;
 
     /// Creates the missing slots of `wanted`; advances an inactive one that is behind the position
     /// given for it; drops those named in `unwanted`, if inactive. (PG-261, PG-264)

@@ -2,6 +2,7 @@
 
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::ports::{PeerAnswer, Probe};
+use crate::ha::sync::votes::Bound;
 use hathi_dcs::{Lsn, MemberName, Timeline};
 
 /// What I bring to the race.
@@ -22,6 +23,8 @@ pub struct Demands {
     pub cluster_timeline: Timeline,
     /// Whose equal position with a higher priority does not count. (HA-095 f)
     pub former_leader: Option<MemberName>,
+    /// The record of synchronous members, if it binds. (HA-095 e, f, g)
+    pub bound: Option<Bound>,
 }
 
 /// Why not.
@@ -115,10 +118,16 @@ pub fn against(
         }
         None => {}
     }
+    // Who may be elected by the record holds what was confirmed; what the former leader has beyond
+    // that was confirmed to nobody. (HA-095 e)
+    if demands.bound.as_ref().is_some_and(|bound| bound.is_leader(peer)) {
+        return Ok(());
+    }
     if answer.lsn > me.lsn {
         return Err(Unfit::Behind { peer: peer.clone(), lsn: answer.lsn });
     }
-    let former_leader = demands.former_leader.as_ref() == Some(peer);
+    let former_leader = demands.former_leader.as_ref() == Some(peer)
+        || demands.bound.as_ref().is_some_and(|bound| bound.needs_votes && !bound.is_voter(peer));
     if answer.lsn == me.lsn && answer.failover_priority > me.failover_priority && !former_leader {
         return Err(Unfit::LowerPriority(peer.clone()));
     }
@@ -193,6 +202,7 @@ mod tests {
             leader_lsn_and_lag: None,
             cluster_timeline: Timeline(0),
             former_leader: Some("old".into()),
+            bound: None,
         }
     }
 

@@ -28,6 +28,7 @@ pub async fn on_owner(turn: &mut Turn<'_>) -> Option<Decided> {
         return clean(turn, "HA-070", "I am the leader already").await;
     }
     let needs = manual::needs(&turn.settings, &turn.view, request.candidate.as_ref(), my_lsn(turn));
+    let needs = if manual::is_manual_failover(&request) { needs.without_record() } else { needs };
     let me = turn.me().clone();
     let search = manual::search(turn.ports, &turn.view, Some(&me), needs).await;
     if let Some(target) = &search.found {

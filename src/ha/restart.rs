@@ -285,7 +285,9 @@ fn licence(context: &Context) -> Result<(), String> {
 }
 
 /// HA-197: a synchronous standby steps back before it stops, so that no commit waits for it.
-async fn leave_synchronous_duty(_context: &Context) {}
+async fn leave_synchronous_duty(context: &Context) {
+    crate::ha::member::leave_duty(&context.ports).await;
+}
 
 /// The answer for whoever waits for the end of the restart. (REST-220, rows 8 … 11)
 pub fn answer(outcome: &Outcome) -> Answer {

@@ -7,7 +7,7 @@ use crate::ha::lease::Lease;
 use crate::ha::manual::Answer;
 use crate::ha::memory::{AfterPromotion, Memory, Rewind, Running};
 use crate::ha::operator::{Order, Said, Wish};
-use crate::ha::ports::{Observation, Ports, Reason, Seen, Server};
+use crate::ha::ports::{Observation, Ports, Reason, Seen, Server, Start};
 use crate::ha::record::recorded_turn;
 use crate::ha::restart;
 use crate::ha::shutdown;
@@ -389,6 +389,7 @@ async fn note(
     if let Some(asker) = beside.asker.take() {
         let _ = asker.send(restart::answer(&report.outcome));
     }
+    memory.off_duty = false;
     memory.want_latest = true;
     ports.postgres.clear_cancel();
     let failed = match &report.outcome {
@@ -468,6 +469,10 @@ fn start(
         return;
     }
     memory.task = Some(Running { name: task.name(), kind, since: now });
+    memory.off_duty = matches!(
+        task,
+        Task::Follow { restart: true, .. } | Task::Restart { how: Start::AsStandby(_), .. }
+    );
     memory.giving_up = match &task {
         // In a demotion to a standby cluster the key may be given up, or stay.
         Task::Demote(Demotion::Graceful | Demotion::Immediate | Demotion::Cluster) => true,

@@ -89,6 +89,8 @@ async fn stop_postgres(
             }
         }
     } else if pg.alive {
+        memory.off_duty = true;
+        member::leave_duty(ports).await; // HA-197
         let how = Stop { mode: StopMode::Fast, checkpoint: false, immediate_at: None };
         let mut steps = ports.postgres.stop(how);
         while let Some(step) = steps.next().await {

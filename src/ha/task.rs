@@ -10,7 +10,7 @@ use crate::ha::ports::{
     Upstream,
 };
 use crate::ha::settings::SynchronousMode;
-use crate::ha::{member, restart, standby};
+use crate::ha::{member, restart, standby, sync};
 use futures::stream::StreamExt;
 use hathi_dcs::{
     ClusterView, DcsError, Deadline, Expect, Freshness, Lsn, Millis, Role, State, Status, SystemId,
@@ -251,6 +251,12 @@ async fn bootstrap(context: &Context) -> Outcome {
     if let Err(error) = ports.postgres.post_bootstrap().await {
         return cancel_bootstrap(context, &error.to_string(), None).await;
     }
+    if let Some(names) = sync::pass::first_names(&ports.configuration.settings()) {
+        let by = Deadline(ports.clock.now().plus(5_000));
+        if let Err(error) = ports.postgres.set_sync_names(Some(names), by).await {
+            return cancel_bootstrap(context, &error.to_string(), None).await;
+        }
+    }
     if let Some(why) = ports.fence.broken() {
         return cancel_bootstrap(context, &format!("the guard does not work: {why}"), None).await;
     }
@@ -394,6 +400,7 @@ async fn start(context: &Context, how: Start, by: Deadline) -> Outcome {
 async fn follow(context: &Context, upstream: Option<Upstream>, restart: bool) -> Outcome {
     let ports = &context.ports;
     if restart {
+        member::leave_duty(ports).await; // HA-197
         ports.postgres.set_state(State::Restarting);
         let how = Stop { mode: StopMode::Fast, checkpoint: true, immediate_at: None };
         if let Some(why) = stopped(ports, how).await {

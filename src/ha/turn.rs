@@ -525,6 +525,15 @@ impl Turn<'_> {
         }
     }
 
+    /// What this turn wrote to `/sync`, for the decisions after it.
+    pub fn remember_sync(&mut self, written: Option<(hathi_dcs::Sync, hathi_dcs::Version)>) {
+        let mut view = (*self.view).clone();
+        view.sync = written.map(|(value, version)| hathi_dcs::Stored { value, version });
+        self.view = Arc::new(view);
+        // The copy of the watch may be older.
+        self.memory.want_latest = true;
+    }
+
     /// Where a member's PostgreSQL is, if it said so.
     pub fn upstream(&self, name: &MemberName) -> Option<Upstream> {
         let conn_url = self.view.member(name)?.data.conn_url.clone()?;

@@ -45,7 +45,7 @@ impl LocalPostgres {
     }
 
     /// What the running server was configured with before we came: the block stays as it is.
-    fn recovery_on_disk(&self, settings: &Settings) -> Recovery {
+    pub(super) fn recovery_on_disk(&self, settings: &Settings) -> Recovery {
         let is_standby = self.facts().is_primary == Some(false);
         let text = std::fs::read_to_string(settings.config_file()).unwrap_or_default();
         if is_standby { Recovery::Given(written_recovery(&text)) } else { Recovery::Primary }
@@ -80,6 +80,10 @@ impl LocalPostgres {
         let settings = self.settings();
         let recovery = recovery.clone();
         let mut parameters = parameters.unwrap_or_else(|| settings.effective_parameters());
+        let file = settings.config_file();
+        let before = on_disk(move || std::fs::read_to_string(file)).await;
+        let before = before.and_then(Result::ok).unwrap_or_default();
+        self.manage_names(&recovery, settings.synchronous, &before, &mut parameters);
         for (name, change) in self.facts().raised {
             parameters.insert(name, change.old_value);
         }

@@ -213,6 +213,12 @@ pub fn written_recovery(text: &str) -> BTreeMap<String, String> {
     found
 }
 
+/// The value of one parameter in a file that we, or Patroni, wrote.
+pub fn written_value(text: &str, parameter: &str) -> Option<String> {
+    let mut lines = text.lines().filter_map(written_line);
+    lines.find(|(name, _)| *name == parameter).map(|(_, value)| value)
+}
+
 /// One `name = 'value'` line as we write them.
 fn written_line(line: &str) -> Option<(&str, String)> {
     let (name, rest) = line.split_once(" = '")?;

@@ -72,6 +72,7 @@ impl LocalPostgres {
     ) -> Result<(), PgError> {
         let settings = self.settings();
         let recovery = Recovery::Standby(upstream.cloned());
+        self.forget_sync_names();
         if let Some(address) = upstream.and_then(|at| Address::from_url(&at.conn_url)) {
             self.write_passfile(&settings.pgpass, &address, &settings.replication).await?;
         }

@@ -88,6 +88,7 @@ impl Settings {
             pg_ctl_timeout: shared.pg_ctl_timeout,
             use_pg_rewind: shared.use_pg_rewind,
             use_slots: now.use_slots,
+            synchronous: now.synchronous_mode != config::SynchronousMode::Off,
             bootstrap: local.bootstrap.as_ref().map(bootstrap).unwrap_or_default(),
             create_replica_methods,
             replica_methods,

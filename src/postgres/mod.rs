@@ -39,6 +39,7 @@ mod slots;
 mod spawn;
 mod start;
 mod stop;
+mod synchronous;
 mod timeline;
 mod tls;
 mod users;

@@ -1,7 +1,7 @@
 //! The one query of a turn, and what its row says. (PG-300 … PG-313)
 
-use crate::ha::ports::{Server, ServerDetails, Slot, Standby};
-use hathi_dcs::{Lsn, Timeline};
+use crate::ha::ports::{Commit, Replication, Sender, Server, ServerDetails, Slot, Standby};
+use hathi_dcs::{Lsn, MemberName, Timeline};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use tokio_postgres::SimpleQueryRow;
@@ -24,10 +24,13 @@ SELECT pg_is_in_recovery() AS in_recovery,
  current_setting('primary_slot_name', true) AS primary_slot_name,
  current_setting('server_version_num') AS version,
  current_setting('archive_mode') AS archive_mode,
+ current_setting('synchronous_standby_names') AS sync_names,
+ current_setting('synchronous_commit') AS sync_commit,
  (SELECT json_agg(json_build_object('name', slot_name, 'active', active, 'restart_lsn', restart_lsn::text))
     FROM pg_get_replication_slots() WHERE slot_type = 'physical' AND NOT temporary) AS slots,
  (SELECT json_agg(json_build_object('usename', usename, 'application_name', application_name,
-    'client_addr', client_addr, 'state', state, 'sync_state', sync_state, 'sync_priority', sync_priority))
+    'client_addr', client_addr, 'state', state, 'sync_state', sync_state, 'sync_priority', sync_priority,
+    'written', write_lsn::text, 'flushed', flush_lsn::text, 'replayed', replay_lsn::text))
     FROM pg_stat_replication) AS replication,
  (SELECT json_object_agg(name, current_setting(name)) FROM pg_settings WHERE pending_restart) AS pending
 FROM pg_control_checkpoint() c LEFT JOIN pg_stat_get_wal_receiver() r ON true";
@@ -40,6 +43,7 @@ pub struct Row {
     /// What the receiver of a standby says it streams, if there is one. (PG-305)
     pub received_timeline: Option<Timeline>,
     pub slots: Vec<Slot>,
+    pub replication: Replication,
     /// Names of parameters that wait for a restart, with their values in force.
     pub pending: BTreeMap<String, String>,
     pub primary_conninfo: String,
@@ -75,10 +79,17 @@ pub fn parse(row: &SimpleQueryRow) -> Option<Row> {
             })
         }
     };
-    let replication = match json("replication") {
+    let mut replication = match json("replication") {
         Some(Value::Array(rows)) => rows,
         _ => Vec::new(),
     };
+    let senders = replication.iter_mut().filter_map(sender).collect();
+    let commit = match text("sync_commit") {
+        Some("remote_write") => Commit::Written,
+        Some("remote_apply") => Commit::Replayed,
+        Some(_) | None => Commit::Flushed,
+    };
+    let synchronous = Replication { names: owned("sync_names"), commit, senders };
     let details = ServerDetails {
         postmaster_start_time: trim_fraction(text("started_at")?),
         server_version: text("version")?.parse().ok()?,
@@ -99,11 +110,32 @@ pub fn parse(row: &SimpleQueryRow) -> Option<Row> {
         details,
         received_timeline,
         slots,
+        replication: synchronous,
         pending,
         primary_conninfo: owned("primary_conninfo"),
         primary_slot_name: owned("primary_slot_name"),
         restore_command,
         archive_mode: owned("archive_mode"),
+    })
+}
+
+/// The positions are for us; the rest of the row is what REST answers show. (REST-090)
+fn sender(row: &mut Value) -> Option<Sender> {
+    let row = row.as_object_mut()?;
+    let mut position = |name: &str| {
+        let taken = row.shift_remove(name);
+        taken.as_ref().and_then(Value::as_str).and_then(Lsn::parse).unwrap_or_default()
+    };
+    let (written, flushed, replayed) =
+        (position("written"), position("flushed"), position("replayed"));
+    let text = |name: &str| row.get(name).and_then(Value::as_str).unwrap_or_default();
+    Some(Sender {
+        name: MemberName::from(text("application_name")),
+        streaming: text("state") == "streaming",
+        sync_state: text("sync_state").to_owned(),
+        written,
+        flushed,
+        replayed,
     })
 }
 

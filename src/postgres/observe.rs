@@ -1,6 +1,6 @@
 //! One look at the server. (PG-004 … PG-016, PG-300 … PG-312, PG-450)
 
-use crate::ha::ports::{Observation, Server};
+use crate::ha::ports::{Observation, Replication, Server};
 use crate::postgres::monitor::{self, Row};
 use crate::postgres::process;
 use crate::postgres::room::{Disk, LocalPostgres, lock};
@@ -121,9 +121,9 @@ impl LocalPostgres {
         };
         let answered = matches!(server, Server::Primary { .. } | Server::Standby(_));
         let row = facts.row.filter(|_| answered);
-        let (details, slots) = match row {
-            Some(row) => (Some(row.details), row.slots),
-            None => (None, Vec::new()),
+        let (details, slots, replication) = match row {
+            Some(row) => (Some(row.details), row.slots, row.replication),
+            None => (None, Vec::new(), Replication::default()),
         };
         let bootstrapping = self.bootstrapping.load(Ordering::Acquire);
         let control = disk.control.as_ref();
@@ -143,6 +143,7 @@ impl LocalPostgres {
                 && settings.has_binary("pg_rewind")
                 && control.is_some_and(|c| c.wal_log_hints || c.data_checksums),
             is_primary,
+            replication,
         }
     }
 
@@ -157,7 +158,7 @@ impl LocalPostgres {
             let is_old = held.as_ref().is_some_and(|session| !session.is_closed());
             if !is_old {
                 *held = None;
-                let target = Target::local(&self.settings(), 2000);
+                let target = Target::watching(&self.settings());
                 *held = Some(Session::open(&target, by).await?);
             }
             let answer = match held.as_ref() {

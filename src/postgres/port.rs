@@ -41,6 +41,10 @@ impl Postgres for LocalPostgres {
         limited("follow", by, self.reload_to_follow(upstream)).await
     }
 
+    async fn set_sync_names(&self, names: Option<&str>, by: Deadline) -> Result<(), PgError> {
+        limited("synchronous_standby_names", by, self.change_sync_names(names, by)).await
+    }
+
     async fn set_slots(
         &self,
         wanted: &BTreeMap<String, Option<Lsn>>,

@@ -89,6 +89,7 @@ pub struct Inner {
     /// The next answer of the server is the first since we found it running. (PG-014)
     pub(super) joining: AtomicBool,
     pub(super) fresh: Mutex<Option<super::observe::SharedLook>>,
+    pub(super) managed: Mutex<super::synchronous::Managed>,
 }
 
 /// The local PostgreSQL. Clones are the same server.
@@ -138,6 +139,7 @@ impl LocalPostgres {
             bootstrapping: AtomicBool::new(false),
             joining: AtomicBool::new(false),
             fresh: Mutex::new(None),
+            managed: Mutex::default(),
         }))
     }
 

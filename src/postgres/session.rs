@@ -106,6 +106,13 @@ impl Target {
         }
     }
 
+    /// The local server for the monitoring query: it writes nothing, and sees `synchronous_commit` as
+    /// clients have it.
+    pub fn watching(settings: &Settings) -> Self {
+        let options = "-c statement_timeout=2000 -c search_path=pg_catalog".to_owned();
+        Self { options, ..Self::local(settings, 0) }
+    }
+
     /// The local server for replication commands. (PG-320, PG-321)
     pub fn local_replication(settings: &Settings) -> Self {
         Self {

@@ -105,6 +105,8 @@ pub struct Settings {
     pub pg_ctl_timeout: u32,
     pub use_pg_rewind: bool,
     pub use_slots: bool,
+    /// Synchronous mode is on: `synchronous_standby_names` is not the user's. (PG-198, PG-280)
+    pub synchronous: bool,
     pub bootstrap: Bootstrap,
     /// Names, in the order in which they are tried; `basebackup` is built in. (PG-121)
     pub create_replica_methods: Vec<String>,
@@ -180,6 +182,7 @@ impl Settings {
             pg_ctl_timeout: 60,
             use_pg_rewind: false,
             use_slots: true,
+            synchronous: false,
             bootstrap: Bootstrap { method: "initdb".into(), ..Bootstrap::default() },
             create_replica_methods: vec!["basebackup".into()],
             replica_methods: BTreeMap::new(),

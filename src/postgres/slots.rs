@@ -30,7 +30,7 @@ impl LocalPostgres {
         let late = |_| Self::failed(WHAT, "the connection is busy");
         let mut held = tokio::time::timeout(by.left(), self.session.lock()).await.map_err(late)?;
         if held.as_ref().is_none_or(Session::is_closed) {
-            let opened = Session::open(&Target::local(&self.settings(), 2000), by).await;
+            let opened = Session::open(&Target::watching(&self.settings()), by).await;
             *held = Some(opened.map_err(|why| Self::failed(WHAT, why))?);
         }
         let result = match held.as_ref() {

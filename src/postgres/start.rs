@@ -28,6 +28,9 @@ impl LocalPostgres {
             Start::AsPrimary => Recovery::Primary,
             Start::AsStandby(upstream) => Recovery::Standby(upstream.clone()),
         };
+        if let Start::AsStandby(_) = how {
+            self.forget_sync_names();
+        }
         match how {
             Start::AsPrimary => self.become_role(Role::Primary),
             Start::AsStandby(_) if self.role() == Role::StandbyLeader => {}

@@ -92,8 +92,12 @@ impl World {
         if machine.priority != 1 {
             tags.insert("failover_priority".into(), machine.priority.into());
         }
+        if machine.nosync {
+            tags.insert("nosync".into(), true.into());
+        }
         let settings = Settings {
             me: name.clone(),
+            nosync: machine.nosync,
             tags,
             nofailover: machine.nofailover,
             failover_priority: machine.priority,

@@ -126,6 +126,7 @@ pub fn random_run(seed: u64, tracing: bool, guarded: bool) -> Shared {
         let node = count - 1;
         world.at(at, move |world| world.bring_foreign_data(node));
     }
+    crate::synchronous::draw(&mut world, seed);
     for node in 0..count {
         let at = random.between(0, 3_000) * MS;
         world.at(at, move |world| world.start_agent(node));

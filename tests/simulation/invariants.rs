@@ -39,6 +39,9 @@ pub struct Watched {
     pub promises: crate::failsafe::Promises,
     /// Two promotions that PostgreSQL itself cannot tell apart; the run ended there.
     pub twins: bool,
+    pub confirmed: crate::synchronous::Confirmed,
+    /// When an operator's request was last written.
+    pub request_at: Option<u64>,
 }
 
 impl Watched {
@@ -92,6 +95,7 @@ impl World {
     /// INV-4, INV-28, and INV-2 once more.
     pub fn check_tick(&mut self) {
         self.check_writers();
+        self.check_order();
         for node in 0..self.nodes.len() {
             self.check_belief(node);
             self.check_licence(node);
@@ -167,6 +171,7 @@ impl World {
     pub fn check_promoted(&mut self, node: usize, at: Tip) {
         self.forget_promise_of(node);
         self.watched.promotions += 1;
+        self.check_synchronous_promotion(node, at);
         let timeline = Timeline(self.timeline(node));
         let cluster = self.store.history.cluster_timeline();
         // Without a guard nobody stops a promotion whose agent is frozen.
@@ -230,6 +235,7 @@ impl World {
     pub fn check_acquire(&mut self, node: usize) {
         self.check_may_lead(node);
         self.check_promise(node);
+        self.check_synchronous_acquire(node);
         let machine = &self.nodes[node];
         let (Some(tip), Some(agent)) = (self.tip(node), &machine.agent) else { return };
         let cluster = self.store.history.cluster_timeline();
@@ -509,6 +515,7 @@ impl World {
             && !machine.foreign
             && !self.watchdog_failed(node)
             && machine.server.ready()
+            && self.may_be_elected(node)
             && (!old || !agent.settings.check_timeline)
             && behind <= agent.settings.maximum_lag_on_failover
     }
@@ -533,6 +540,7 @@ impl World {
             return self
                 .violation("INV-33", format!("{} writes without the key", self.name(leader)));
         }
+        self.check_synchronous_end(leader);
         let timeline = Timeline(self.timeline(leader));
         if self.store.history.cluster_timeline() != timeline && timeline.0 > 1 {
             let what = format!(

@@ -23,6 +23,7 @@ mod random;
 mod replays;
 mod server;
 mod store;
+mod synchronous;
 mod transcript;
 mod wal;
 mod watchdog;

@@ -152,6 +152,12 @@ impl Agency {
             postmaster_start_time: server.epoch.to_string(),
             ..ServerDetails::default()
         });
+        let replication = if matches!(seen, Server::Primary { .. }) {
+            world.replication(node)
+        } else {
+            Default::default()
+        };
+        let server = &world.nodes[node].server;
         let system_id = server.data.as_ref().map(|data| data.system_id.clone());
         let now = world.local(node);
         let can_rewind = world.watched.can_rewind;
@@ -187,6 +193,7 @@ impl Agency {
             details,
             can_rewind,
             is_primary,
+            replication,
         }
     }
 
@@ -303,6 +310,10 @@ impl Postgres for Agency {
             });
         })
         .await
+    }
+
+    async fn set_sync_names(&self, names: Option<&str>, by: Deadline) -> Result<(), PgError> {
+        self.change_names(names, by).await
     }
 
     async fn set_slots(

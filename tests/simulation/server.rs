@@ -60,6 +60,10 @@ pub struct Server {
     /// Where a standby may go in the next tick: as far as its upstream was in the last one.
     pub offered: Option<Tip>,
     pub ready_since: u64,
+    /// `synchronous_standby_names` in force.
+    pub names: String,
+    /// A client's commit that waits for its confirmation.
+    pub waiting: Option<Tip>,
 }
 
 impl Server {
@@ -137,6 +141,7 @@ impl World {
         server.stopping = false;
         server.promoting = false;
         server.clients = false;
+        server.waiting = None;
         server.offered = None;
         for stop in server.stops.drain(..) {
             let _ = stop.unbounded_send(StopStep::Stopped);
@@ -169,6 +174,10 @@ impl World {
             server.promoting = false;
             server.streaming = false;
             server.received = false;
+            server.waiting = None;
+            if !as_primary {
+                server.names.clear(); // PG-288
+            }
             let Some(data) = &mut server.data else { return 0 };
             data.standby_signal = !as_primary;
             data.conninfo = if as_primary { None } else { upstream };
@@ -286,6 +295,7 @@ impl World {
 
     fn stop_clients(&mut self, node: usize, epoch: u64) {
         self.nodes[node].server.clients = false;
+        self.nodes[node].server.waiting = None;
         self.say(node, 24, |_| "postgres has no clients any more".into());
         for stop in &self.nodes[node].server.stops {
             let _ = stop.unbounded_send(StopStep::SafePoint);
@@ -425,16 +435,14 @@ impl World {
         }
         for node in 0..self.nodes.len() {
             if self.nodes[node].server.writable() {
-                let bytes = self.random.between(100, 3_000);
-                if let Some(data) = &mut self.nodes[node].server.data {
-                    data.tip.lsn += bytes;
-                    let tip = data.tip;
-                    self.watched.acknowledged(node, tip, self.now_us);
-                }
+                self.client_writes(node);
             }
         }
         for node in 0..self.nodes.len() {
             self.stream_to(node, false);
+        }
+        for node in 0..self.nodes.len() {
+            self.client_hears(node);
         }
         self.check_tick();
     }

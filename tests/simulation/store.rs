@@ -334,6 +334,7 @@ impl World {
         if !value.is_empty() {
             self.watched.requests += 1;
             self.watched.requested_at = self.now_us;
+            self.watched.request_at = Some(self.now_us);
         }
         self.say(usize::MAX, 14, |_| format!("STORE /failover := {}", value.to_wire()));
         self.store.failover = Some((value, version));
@@ -346,6 +347,7 @@ impl World {
         let version = self.store.revision + 1;
         self.store.sync = value.map(|value| (value, version));
         self.changed(Change::Sync);
+        self.check_order();
         Ok(Version(version))
     }
 

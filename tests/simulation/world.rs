@@ -108,6 +108,7 @@ pub struct Node {
     /// How much faster its clock runs than true time, in millionths.
     pub drift: i64,
     pub nofailover: bool,
+    pub nosync: bool,
     pub priority: i64,
     pub agent: Option<Agent>,
     pub lives: u64,
@@ -198,6 +199,7 @@ impl World {
             offset_ms,
             drift,
             nofailover: false,
+            nosync: false,
             priority: 1,
             agent: None,
             lives: 0,

@@ -235,6 +235,18 @@ impl MemberData {
         }
     }
 
+    /// Zero or less: never a synchronous standby; `nosync` says the same. (HA-097, CFG-151)
+    pub fn sync_priority(&self) -> i64 {
+        if self.tag_is_truthy("nosync") {
+            return 0;
+        }
+        match self.tags.get("sync_priority") {
+            Some(Value::Number(number)) => number.as_i64().unwrap_or(1),
+            Some(Value::String(text)) => text.trim().parse().unwrap_or(1),
+            _ => 1,
+        }
+    }
+
     /// The member it should stream from instead of the leader.
     pub fn replicatefrom(&self) -> Option<MemberName> {
         self.tags

@@ -52,6 +52,7 @@ pub fn observation(role: Role, server: Server) -> Observation {
         pending_restart: BTreeMap::new(),
         can_rewind: false,
         is_primary,
+        replication: Default::default(),
     }
 }
 

@@ -368,6 +368,10 @@ impl Postgres for Taped {
         wait!(self, "postgres.follow_by_reload", asked, postgres.follow_by_reload(upstream, by))
     }
 
+    async fn set_sync_names(&self, names: Option<&str>, by: Deadline) -> Result<(), PgError> {
+        wait!(self, "postgres.set_sync_names", (names, by), postgres.set_sync_names(names, by))
+    }
+
     async fn set_slots(
         &self,
         wanted: &BTreeMap<String, Option<Lsn>>,

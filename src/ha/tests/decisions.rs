@@ -497,6 +497,7 @@ fn who_is_not_the_healthiest_leaves_the_key() {
                 let value =
                     Sync { leader: Some("b".into()), voters: vec!["c".into()], ..Sync::default() };
                 script.view.sync = Some(Stored { value, version: Version(1) });
+                script.settings.synchronous.mode = crate::ha::settings::SynchronousMode::Priority;
             }),
         ),
         (

@@ -55,6 +55,9 @@ pub struct Script {
     pub bad_watchdog: Option<String>,
     /// Milliseconds that pass while the store renews.
     pub renew_takes: u64,
+    /// What writing `/sync` answers, and `synchronous_standby_names`.
+    pub sync: Result<(), DcsError>,
+    pub names: Result<(), PgError>,
     /// Turns are written down.
     pub recorded: bool,
     /// Milliseconds since the epoch.
@@ -189,6 +192,7 @@ impl Scene {
             details: None,
             can_rewind: true,
             is_primary: false,
+            replication: Replication::default(),
         };
         let settings = Settings {
             me: ME.into(),
@@ -255,6 +259,8 @@ impl Scene {
             broken_fence: None,
             bad_watchdog: None,
             renew_takes: 0,
+            sync: Ok(()),
+            names: Ok(()),
             recorded: true,
             wall: WALL,
             start: Ok(Started::Ready),
@@ -665,15 +671,26 @@ impl Dcs for Stage {
 
     async fn write_sync(
         &self,
-        _: &hathi_dcs::Sync,
-        _: Expect,
+        sync: &hathi_dcs::Sync,
+        expect: Expect,
         _: Deadline,
     ) -> Result<Version, DcsError> {
-        Ok(Version(2))
+        self.note(format!("sync {} {expect:?}", sync.to_wire()));
+        self.with(|script| {
+            script.sync.clone()?;
+            let version = Version(script.view.sync.as_ref().map_or(1, |old| old.version.0 + 1));
+            script.view.sync = Some(Stored { value: sync.clone(), version });
+            Ok(version)
+        })
     }
 
-    async fn delete_sync(&self, _: Expect, _: Deadline) -> Result<(), DcsError> {
-        Ok(())
+    async fn delete_sync(&self, expect: Expect, _: Deadline) -> Result<(), DcsError> {
+        self.note(format!("sync deleted {expect:?}"));
+        self.with(|script| {
+            script.sync.clone()?;
+            script.view.sync = None;
+            Ok(())
+        })
     }
 
     async fn write_history(&self, history: &History, _: Deadline) -> Result<(), DcsError> {
@@ -735,6 +752,33 @@ impl Postgres for Stage {
     ) -> Result<(), PgError> {
         self.note(format!("follow {}", upstream.map_or("nobody", |up| up.name.as_str())));
         Ok(())
+    }
+
+    async fn set_sync_names(&self, names: Option<&str>, _: Deadline) -> Result<(), PgError> {
+        self.note(format!("names {}", names.unwrap_or("of the user")));
+        self.with(|script| {
+            script.names.clone()?;
+            if let Server::Primary { .. } = script.pg.server {
+                script.pg.replication.names = names.unwrap_or_default().to_owned();
+                let listed = crate::ha::sync::names::Names::parse(&script.pg.replication.names);
+                for sender in &mut script.pg.replication.senders {
+                    sender.sync_state = match &listed {
+                        crate::ha::sync::names::Names::Some { any, names, .. }
+                            if names.contains(&sender.name) =>
+                        {
+                            if *any {
+                                "quorum"
+                            } else {
+                                "sync"
+                            }
+                        }
+                        _ => "async",
+                    }
+                    .to_owned();
+                }
+            }
+            Ok(())
+        })
     }
 
     async fn set_slots(
