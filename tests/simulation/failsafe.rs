@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Default)]
 pub struct Promises {
     /// Who promised last, to whom, when, and in which life.
-    given: BTreeMap<usize, (usize, u64, u64)>,
+    given: BTreeMap<usize, (usize, u64, u64, u64)>,
     mode_changed_at: u64,
     pub licences: u64,
 }
@@ -160,10 +160,13 @@ impl World {
             return Some(Vow::Refused("500 Running as a leader".into()));
         }
         let (ttl, life) = (agent.settings.timing.ttl_ms(), agent.life);
+        let call_ttl = u64::from(call.ttl.unwrap_or(0)) * 1000;
         if let Err(why) = agent.gate.accept(call.clone(), ttl, now) {
             return Some(Vow::Refused(format!("500 {why}")));
         }
-        self.watched.promises.given.insert(node, (from, self.now_us, life));
+        // What binds is the ttl of that moment, not one that is configured later.
+        let binds = ttl.max(call_ttl) * MS;
+        self.watched.promises.given.insert(node, (from, self.now_us, life, binds));
         self.say(node, 80, |world| format!("promises {} not to race", world.nodes[from].name));
         Some(Vow::Accepted { lsn: self.tip(node).map(|tip| Lsn(tip.lsn)) })
     }
@@ -181,7 +184,7 @@ impl World {
                 continue;
             }
             let given = self.watched.promises.given.get(&other);
-            if given.is_none_or(|(to, at, _)| *to != node || *at + MS < sent_us) {
+            if given.is_none_or(|(to, at, ..)| *to != node || *at + MS < sent_us) {
                 let what = format!(
                     "{} goes on without store, and {name} did not promise it after {} ms",
                     self.nodes[node].name,
@@ -200,11 +203,10 @@ impl World {
     /// INV-15 and INV-13: the store gives the key to a standby.
     pub fn check_promise(&mut self, node: usize) {
         let Some(agent) = &self.nodes[node].agent else { return };
-        let ttl = agent.settings.timing.ttl_ms() * MS;
-        if let Some((from, at, life)) = self.watched.promises.given.get(&node)
+        if let Some((from, at, life, binds)) = self.watched.promises.given.get(&node)
             && *from != node
             && *life == agent.life
-            && at + ttl > self.now_us
+            && at + binds > self.now_us
         {
             let what = format!(
                 "{} gets the key {} ms after it promised {} not to race",
