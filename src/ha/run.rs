@@ -185,7 +185,9 @@ pub async fn run(
         }
         let now = ports.clock.now();
         lease.turn_done(now);
-        if lease.until(now).is_none() && cannot_write(&pg.server) {
+        // This look is from before the turn; a bootstrap may have made a primary since. (INV-26)
+        let creating = memory.task.is_some_and(|task| task.kind == Kind::Bootstrap);
+        if lease.until(now).is_none() && cannot_write(&pg.server) && !creating {
             ports.fence.stand_down();
             ports.watchdog.disable();
         }
