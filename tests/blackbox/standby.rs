@@ -1,7 +1,7 @@
 //! Two clusters on one machine: the second follows the first, as one site follows another.
 
 use crate::{SETTLED, options};
-use hathi_test_support::{Agent, Cluster, ClusterOptions, Store, sql};
+use hathi_test_support::{Agent, Cluster, ClusterOptions, Store, sql, wait};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -118,8 +118,11 @@ async fn standby_cluster_follows_fails_over_and_is_promoted() {
     let slot_only =
         json!({"standby_cluster": {"host": null, "port": null, "primary_slot_name": "x"}});
     patch(&cluster, second, slot_only).await;
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    nobody_is_writable(&cluster).await;
+    let still = wait::holds("nobody is writable", Duration::from_secs(6), || async {
+        nobody_is_writable(&cluster).await;
+        Ok(())
+    });
+    still.await.unwrap_or_else(|why| panic!("{why}"));
     patch(&cluster, second, json!({"standby_cluster": null})).await;
     let leader = cluster.healthy(SETTLED).await;
     run(&cluster, leader, "INSERT INTO rows VALUES (3)").await;
