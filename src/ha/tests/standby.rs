@@ -153,10 +153,10 @@ fn the_race() {
     assert!(old_life(leaderless()).turn().did("acquire"));
     let primary_cluster = old_life(Scene::leaderless()).turn();
     assert!(!primary_cluster.did("acquire"), "{primary_cluster:?}");
-    let came = leaderless().set(|script| drop(script.probes.insert("c", replica_at(1001)))).turn();
+    let came = leaderless().set(|script| script.probes.extend([("c", replica_at(1001))])).turn();
     assert!(!came.did("acquire"), "the furthest one still wins: {came:?}");
     let primary = PeerAnswer { in_recovery: false, ..replica_at(1) };
-    let came = leaderless().set(|script| drop(script.probes.insert("c", primary))).turn();
+    let came = leaderless().set(|script| script.probes.extend([("c", primary)])).turn();
     assert!(!came.did("acquire"), "a primary that is not demoted yet: {came:?}");
 }
 
@@ -311,7 +311,7 @@ fn demoting_a_cluster() {
     };
     let has_it = |script: &mut super::stage::Script| {
         tells(script);
-        drop(script.probes.insert("b", replica_at(5_000)));
+        script.probes.extend([("b", replica_at(5_000))]);
     };
     let scene = former_primary().set(has_it);
     let done = scene.run(Task::Demote(Demotion::Cluster));
