@@ -34,6 +34,11 @@ pub async fn without_leader(turn: &mut Turn<'_>) -> Decided {
         let at = turn.now();
         return Decided::line("looking again before the leader race").again_at(at);
     }
+    take_key(turn).await
+}
+
+/// Asks for the key, and is the leader if it gets it. (HA-080, HA-081)
+pub async fn take_key(turn: &mut Turn<'_>) -> Decided {
     // From here on nothing is promised; and what was promised a moment ago is kept. (HA-103)
     if !turn.ports.promises.claim(turn.now()) {
         turn.because("HA-103", "a primary without store was promised that I do not race");
@@ -88,10 +93,17 @@ async fn won(turn: &mut Turn<'_>) -> Decided {
     turn.because("HA-080", "acquired the leader key");
     turn.memory.sync.raced = turn.view.sync.as_ref().map(|sync| sync.version);
     turn.lock = turn.confirmed();
-    if turn.view.pending_failover().is_some() {
+    if let Some(request) = turn.view.pending_failover().map(|stored| stored.value.clone()) {
         let by = turn.store_deadline();
         let expect = hathi_dcs::Expect::Anything;
-        let _ = turn.ports.dcs.write_failover(&Failover::default(), expect, by).await;
+        // In pause the candidate is remembered until it is a primary. (HA-061)
+        let left = if turn.settings.pause && request.leader.is_some() && request.candidate.is_some()
+        {
+            Failover { leader: None, ..request }
+        } else {
+            Failover::default()
+        };
+        let _ = turn.ports.dcs.write_failover(&left, expect, by).await;
     }
     turn.memory.want_latest = true;
     if standby::is_in_force(turn) {
@@ -117,7 +129,8 @@ async fn not_healthiest(turn: &mut Turn<'_>, why: &str) -> Decided {
     .again_at(at)
 }
 
-type Why = (&'static str, String);
+/// The rule that keeps a member from the key, and the reason.
+pub type Why = (&'static str, String);
 
 /// Section 8.2: the first rule that answers.
 async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
@@ -179,7 +192,7 @@ fn bound(turn: &Turn<'_>) -> Option<Bound> {
 }
 
 /// HA-075: an operator asked for a leader and there is none.
-async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why> {
+pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), Why> {
     if request.leader.is_some() && !names_me(turn) {
         return Err(("HA-090", "a switchover, and I am not among the synchronous members".into()));
     }

@@ -187,7 +187,7 @@ fn single_user(turn: &mut Turn<'_>, control: Option<&ControlData>) -> Option<Dec
 }
 
 /// HA-046, HA-049.
-async fn start_as_standby(turn: &mut Turn<'_>) -> Decided {
+pub async fn start_as_standby(turn: &mut Turn<'_>) -> Decided {
     let leader = match turn.lock.clone() {
         Lock::Other { holder } => Some(holder),
         Lock::Lost { holder } => holder,

@@ -9,6 +9,13 @@ use crate::ha::turn::{Decided, Turn};
 /// HA-070: an operator's request, on the owner of the lock. `None`: nothing to do.
 pub async fn on_owner(turn: &mut Turn<'_>) -> Option<Decided> {
     let request = turn.view.pending_failover()?.value.clone();
+    if turn.settings.pause && !turn.pg.is_primary {
+        return None;
+    }
+    if turn.settings.pause && request.scheduled_at.is_some() {
+        turn.because("HA-074", "nothing scheduled is due in pause");
+        return None;
+    }
     if let Some(at) = request.scheduled_at {
         match schedule::look(turn, &at) {
             Due::Now => {}
@@ -26,6 +33,9 @@ pub async fn on_owner(turn: &mut Turn<'_>) -> Option<Decided> {
     }
     if request.candidate.as_ref() == Some(turn.me()) {
         return clean(turn, "HA-070", "I am the leader already").await;
+    }
+    if turn.settings.pause && request.candidate.is_none() {
+        return clean(turn, "HA-070", "in pause only to a named candidate").await;
     }
     let needs = manual::needs(&turn.settings, &turn.view, request.candidate.as_ref(), my_lsn(turn));
     let needs = if manual::is_manual_failover(&request) { needs.without_record() } else { needs };

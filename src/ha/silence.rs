@@ -13,7 +13,7 @@ const ASK_AGAIN_MS: u64 = 1_000;
 pub async fn store_is_silent(turn: &mut Turn<'_>) -> Decided {
     if turn.settings.pause {
         turn.because("HA-150", "in pause a silent store changes nothing");
-        return Decided::line("PAUSE: DCS is not accessible");
+        return Decided::line("DCS is not accessible");
     }
     if !turn.pg.alive {
         return Decided::line("DCS is not accessible"); // HA-151

@@ -6,7 +6,7 @@
 
 use crate::ha::breakage::{Breakage, broken, hidden};
 use crate::ha::lease::{Lease, Reserve, Verdict};
-use crate::ha::memory::{Memory, Rewind};
+use crate::ha::memory::Memory;
 use crate::ha::operator::{self, Said};
 use crate::ha::ports::{Observation, Ports, Reason, Upstream};
 use crate::ha::run::Exit;
@@ -188,7 +188,9 @@ async fn unseen(
     };
     let said = operator::without_store(&mut turn);
     turn.because("HA-001", format!("the store could not be read: {error}"));
-    let decided = if turn.memory.task.is_some() {
+    let decided = if turn.settings.pause {
+        pause::paused(&mut turn).await
+    } else if turn.memory.task.is_some() {
         turn.while_task_runs().await
     } else {
         silence::store_is_silent(&mut turn).await
@@ -388,8 +390,8 @@ impl Turn<'_> {
         if self.settings.pause {
             return pause::paused(self).await;
         }
-        if std::mem::take(&mut self.memory.was_paused) {
-            self.memory.rewind = Rewind::NotAsked; // HA-005
+        if self.memory.was_paused {
+            pause::resumed(self).await; // HA-005
         }
         if self.memory.task.is_some() {
             return self.while_task_runs().await; // HA-009
@@ -459,7 +461,7 @@ impl Turn<'_> {
     }
 
     /// A leader puts back what an operator wiped: the identifier, the configuration.
-    async fn seed_the_store(&mut self) {
+    pub async fn seed_the_store(&mut self) {
         if !self.i_own_the_lock() {
             return;
         }
@@ -515,7 +517,10 @@ impl Turn<'_> {
         }
         let now = self.now();
         let seen = &mut self.memory.slots_seen;
-        let plan = slots::plan(&self.settings, &self.view, &self.pg, seen, now);
+        let mut plan = slots::plan(&self.settings, &self.view, &self.pg, seen, now);
+        if self.settings.pause {
+            plan.unwanted.clear(); // HA-137
+        }
         if plan.is_done(&self.pg) {
             return;
         }

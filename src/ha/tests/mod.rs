@@ -6,6 +6,7 @@
 mod decisions;
 mod failsafe;
 mod operator;
+mod pause;
 mod recordings;
 mod requests;
 mod rules;

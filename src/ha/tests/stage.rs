@@ -784,10 +784,13 @@ impl Postgres for Stage {
     async fn set_slots(
         &self,
         wanted: &BTreeMap<String, Option<Lsn>>,
-        _: &[String],
+        unwanted: &[String],
         _: Deadline,
     ) -> Result<(), PgError> {
         self.note(format!("slots {:?}", wanted.keys().collect::<Vec<_>>()));
+        for name in unwanted {
+            self.note(format!("drop {name}"));
+        }
         Ok(())
     }
 
