@@ -24,6 +24,31 @@ async fn cluster_of(agents: [Agent; 3]) -> Cluster {
     cluster
 }
 
+/// The same, in failsafe mode, and every member knows whom to ask.
+async fn failsafe_cluster_of(agents: [Agent; 3]) -> Cluster {
+    let store = Store::Etcd { members: 1 };
+    let mut options = ClusterOptions::new(Agent::Patroni, store, env!("CARGO_BIN_EXE_hathi"));
+    options.dcs = json!({"failsafe_mode": true});
+    let mut cluster = Cluster::prepare(options).await;
+    for (i, agent) in agents.into_iter().enumerate() {
+        cluster.nodes[i].agent = agent;
+        cluster.start_agent(i);
+    }
+    cluster.healthy(SETTLED).await;
+    cluster
+        .wait("every member knows /failsafe", SETTLED, || async {
+            for i in 0..cluster.nodes.len() {
+                let answer = cluster.get(i, "/failsafe").await?;
+                if !cluster.nodes.iter().all(|node| answer.body.contains(&node.name)) {
+                    return Err(format!("{}: {}", cluster.nodes[i].name, answer.body));
+                }
+            }
+            Ok(())
+        })
+        .await;
+    cluster
+}
+
 /// Runs the real patronictl with the file of the first node.
 fn patronictl(cluster: &Cluster, args: &[&str]) -> String {
     let mut command = Command::new(patroni_bin("patronictl"));
@@ -232,6 +257,33 @@ async fn members_are_restarted_and_reinitialised_by_the_real_patronictl() {
     assert_eq!(cluster.healthy(SETTLED).await, 1, "{}", cluster.report());
     says(&waiting, &format!("Reinitialize is completed on: {leader}"));
     assert_eq!(cluster.healthy(SETTLED).await, 1, "{}", cluster.report());
+    let written = writers.stop().await;
+    check::verify(&cluster, &written, &[]).await;
+    check::same_rows_everywhere(&cluster, SOON).await;
+}
+
+/// etcd hangs for twice the lease: a Patroni primary goes on by the word of hathi replicas, and a
+/// hathi primary by the word of Patroni replicas.
+///
+/// Proves HA-156, HA-157 and INV-36 (failsafe mode) with real members of both kinds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn failsafe_mode_holds_across_both() {
+    let cluster = failsafe_cluster_of([Agent::Hathi, Agent::Patroni, Agent::Hathi]).await;
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), SOON).await.expect("a write");
+    let etcd = cluster.etcd.as_ref().expect("its etcd");
+    for leader in [1, 0] {
+        switchover_by_patronictl(&cluster, &writers, leader).await;
+        let postmaster = cluster.nodes[leader].postmaster();
+        let cut = Instant::now();
+        etcd.pause();
+        let long_after = cut + Duration::from_secs(40);
+        let accepted = writers.accepts_after(long_after, Duration::from_secs(50)).await;
+        assert_eq!(accepted.map(|a| a.node), Ok(leader), "{}", cluster.report());
+        etcd.resume();
+        assert_eq!(cluster.healthy(SETTLED).await, leader, "{}", cluster.report());
+        assert_eq!(cluster.nodes[leader].postmaster(), postmaster, "{}", cluster.report());
+    }
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[]).await;
     check::same_rows_everywhere(&cluster, SOON).await;

@@ -12,10 +12,6 @@ pub async fn on_owner(turn: &mut Turn<'_>) -> Option<Decided> {
     if turn.settings.pause && !turn.pg.is_primary {
         return None;
     }
-    if turn.settings.pause && request.scheduled_at.is_some() {
-        turn.because("HA-074", "nothing scheduled is due in pause");
-        return None;
-    }
     if let Some(at) = request.scheduled_at {
         match schedule::look(turn, &at) {
             Due::Now => {}

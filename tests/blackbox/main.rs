@@ -7,9 +7,11 @@
 
 mod bad_input;
 mod crashes;
+mod failsafe;
 mod guard;
 mod operator;
 mod outage;
+mod pause;
 mod planned;
 mod reload;
 mod standby;
@@ -108,7 +110,17 @@ on_both_stores! {
     operator::schedules,
     operator::reactions,
     outage::store_out_of_reach,
+    failsafe::a_member_down_at_the_same_time,
+    pause::killed_postgres_stays_down_in_pause,
+    pause::agents_come_and_go_in_pause,
+    pause::only_a_named_candidate_in_pause,
     guard::guard_stops_postgres_when_the_agent_is_killed,
     guard::guard_stops_postgres_when_the_agent_is_frozen,
     guard::agent_back_in_time_takes_over_its_postgres,
+}
+
+/// On the embedded store an outage of the store is one of the members: nobody is left to agree.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_primary_outlives_the_store() {
+    failsafe::the_primary_outlives_the_store().await;
 }

@@ -1,0 +1,126 @@
+//! Failsafe mode: the store is away, the members are not.
+
+use crate::{PAUSE, SETTLED, TTL, options};
+use hathi_test_support::{Cluster, Store, Writers, check, sql};
+use rustix::process::Signal;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// A cluster in failsafe mode in which every member knows the map.
+async fn cluster(store: Store) -> Cluster {
+    let mut options = options(store);
+    options.dcs = json!({"failsafe_mode": true});
+    let cluster = Cluster::start(options).await;
+    cluster
+        .wait("every member knows /failsafe", SETTLED, || async {
+            for i in 0..cluster.nodes.len() {
+                let answer = cluster.get(i, "/failsafe").await?;
+                let known = answer.status == 200
+                    && cluster.nodes.iter().all(|node| answer.body.contains(&node.name));
+                if !known {
+                    return Err(format!("{}: {}", cluster.nodes[i].name, answer.body));
+                }
+            }
+            Ok(())
+        })
+        .await;
+    cluster
+}
+
+/// etcd hangs for twice the lease: the primary goes on writing, nobody else leads, and PostgreSQL is
+/// not touched, neither then nor when etcd is back.
+///
+/// Proves HA-154, HA-156, HA-157, HA-103, HA-307 and REST-093 on a real server.
+pub async fn the_primary_outlives_the_store() {
+    let cluster = cluster(Store::Etcd { members: 1 }).await;
+    let leader = cluster.leader().await.expect("the leader of a healthy cluster");
+    let etcd = cluster.etcd.as_ref().expect("its etcd");
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    let postmasters: Vec<_> = cluster.nodes.iter().map(|node| node.postmaster()).collect();
+
+    let cut = Instant::now();
+    etcd.pause();
+    cluster
+        .wait("failsafe mode is active everywhere", TTL, || async {
+            for i in 0..cluster.nodes.len() {
+                let status = cluster.get(i, "/patroni").await?.json();
+                if status["failsafe_mode_is_active"] != true {
+                    return Err(format!("{}: {status}", cluster.nodes[i].name));
+                }
+            }
+            Ok(())
+        })
+        .await;
+    let long_after = writers.accepts_after(cut + 2 * TTL, 2 * TTL + Duration::from_secs(10)).await;
+    let long_after = long_after.unwrap_or_else(|e| panic!("{e}\n{}", cluster.report()));
+    assert_eq!(long_after.node, leader, "{}", cluster.report());
+    let primary = cluster.get(leader, "/primary").await.expect("an answer");
+    assert_eq!(primary.status, 200, "{}", primary.body);
+    for i in (0..cluster.nodes.len()).filter(|i| *i != leader) {
+        let streams = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+        let streams = sql::value(cluster.nodes[i].pg_port, streams).await;
+        assert_eq!(streams.as_deref(), Ok("1"), "{} still streams", cluster.nodes[i].name);
+    }
+
+    etcd.resume();
+    let again = cluster.healthy(SETTLED).await;
+    assert_eq!(again, leader, "the same leader\n{}", cluster.report());
+    let after: Vec<_> = cluster.nodes.iter().map(|node| node.postmaster()).collect();
+    assert_eq!(postmasters, after, "no PostgreSQL was restarted\n{}", cluster.report());
+    let status = cluster.get(leader, "/patroni").await.expect("an answer").json();
+    assert_eq!(status["timeline"], 1, "{status}");
+    let written = writers.stop().await;
+    let gap = check::longest_gap(&written.accepted, cut, Instant::now());
+    assert!(gap < Duration::from_secs(3), "no write for {gap:?}");
+    check::verify(&cluster, &written, &[]).await;
+    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+}
+
+/// One member does not answer: the primary stops taking writes within its lease, as without
+/// failsafe mode. On the embedded store the members are the store, so that this is what an outage
+/// of it always is.
+///
+/// Proves HA-155 and HA-304 on a real server.
+pub async fn a_member_down_at_the_same_time(store: Store) {
+    let cluster = cluster(store).await;
+    let leader = cluster.leader().await.expect("the leader of a healthy cluster");
+    let others: Vec<usize> = (0..cluster.nodes.len()).filter(|i| *i != leader).collect();
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    let cut = Instant::now();
+    let frozen = match &cluster.etcd {
+        Some(etcd) => {
+            etcd.pause();
+            &others[..1]
+        }
+        None => &others[..],
+    };
+    for other in frozen {
+        cluster.signal_agent(*other, Signal::STOP);
+    }
+    cluster
+        .wait("the primary gives up", TTL + Duration::from_secs(15), || async {
+            let port = cluster.nodes[leader].pg_port;
+            match sql::value(port, "SELECT pg_is_in_recovery()").await.as_deref() {
+                Ok("t") => Ok(()),
+                other => Err(format!("pg_is_in_recovery: {other:?}")),
+            }
+        })
+        .await;
+    let last = writers.last().expect("an accepted write");
+    let held = last.acked.saturating_duration_since(cut);
+    assert!(held <= TTL, "writes were accepted for {held:?} without the store");
+    for other in frozen {
+        cluster.signal_agent(*other, Signal::CONT);
+    }
+    if let Some(etcd) = &cluster.etcd {
+        etcd.resume();
+    }
+    let again = writers.accepts_after(Instant::now(), SETTLED).await;
+    again.unwrap_or_else(|e| panic!("{e}\n{}", cluster.report()));
+    cluster.healthy(SETTLED).await;
+    let written = writers.stop().await;
+    check::verify(&cluster, &written, &[]).await;
+    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+}
