@@ -86,8 +86,11 @@ pub async fn enforce_primary(turn: &mut Turn<'_>) -> Decided {
     }
 }
 
-/// Arms the watchdog, unless it runs. (HA-100 step 1, HA-172)
+/// Arms the watchdog, unless it runs, or the cluster is paused. (HA-100 step 1, HA-130, HA-172)
 pub fn watched(turn: &Turn<'_>) -> Result<(), String> {
+    if turn.settings.pause {
+        return Ok(());
+    }
     let until = match &turn.lock {
         Lock::Mine { until } => *until,
         Lock::Free | Lock::Other { .. } | Lock::Lost { .. } | Lock::Unseen { .. } => turn.now(),

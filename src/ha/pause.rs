@@ -79,13 +79,9 @@ async fn look(turn: &mut Turn<'_>) -> Decided {
         }
         Lock::Lost { .. } if turn.pg.is_primary => {
             turn.because("HA-063", "in pause a primary goes on without the lock");
-            Decided::line(
-                "continue to run as primary after failing to update leader lock in DCS",
-            )
+            Decided::line("continue to run as primary after failing to update leader lock in DCS")
         }
-        Lock::Lost { .. } | Lock::Unseen { .. } => {
-            Decided::line(format!("no action. I am ({me})"))
-        }
+        Lock::Lost { .. } | Lock::Unseen { .. } => Decided::line(format!("no action. I am ({me})")),
         Lock::Other { holder } if turn.pg.is_primary => parallel_primary(turn, &holder).await,
         Lock::Other { holder } => {
             let decided = follower::follow(turn, &holder).await;
@@ -99,7 +95,7 @@ fn without_restart(turn: &mut Turn<'_>, decided: Decided) -> Decided {
     match decided {
         Decided { start: Some(task), line, .. } => {
             turn.because("HA-134", format!("in pause not done: {}", task.name()));
-            Decided::line(format!("not in pause: {line}"))
+            Decided::line(format!("not done in pause: {line}"))
         }
         decided @ Decided { start: None, .. } => decided,
     }

@@ -67,7 +67,10 @@ fn whatever_the_lock_is_postgres_is_left_alone() {
     for (why, mut scene) in table {
         let came = scene.turn();
         assert!(left_alone(&came), "{why}: {came:?}");
-        assert!(came.line.starts_with("PAUSE: ") && !came.line.contains("PAUSE: PAUSE"), "{came:?}");
+        assert!(
+            came.line.starts_with("PAUSE: ") && !came.line.contains("PAUSE: PAUSE"),
+            "{came:?}"
+        );
         assert!(came.did("stand down"), "{why}: {came:?}");
         let last = came.done.iter().rfind(|done| *done == "fence" || *done == "stand down");
         assert_eq!(last.map(String::as_str), Some("stand down"), "{why}: never armed: {came:?}");
@@ -237,13 +240,10 @@ fn an_unfinished_promotion_goes_on_in_pause() {
 /// Proves HA-134: another upstream by a reload, the role of a parallel primary kept.
 #[test]
 fn following_in_pause() {
-    let came = paused(Scene::replica())
-        .set(|script| script.follow = FollowChange::Reload)
-        .turn();
+    let came = paused(Scene::replica()).set(|script| script.follow = FollowChange::Reload).turn();
     assert!(came.did("follow b") && came.task.is_none(), "{came:?}");
-    let beside = paused(primary(Scene::replica()))
-        .set(|script| script.pg.role = Role::Replica)
-        .turn();
+    let beside =
+        paused(primary(Scene::replica())).set(|script| script.pg.role = Role::Replica).turn();
     assert!(beside.did("role primary") && beside.fired("HA-134"), "{beside:?}");
 }
 
@@ -288,8 +288,7 @@ fn slots_in_pause() {
 fn tasks_go_on_in_pause() {
     let came = lost(paused(Scene::leader()))
         .remember(|memory| {
-            memory.task =
-                Some(Running { name: "promote", kind: Kind::Promote, since: Millis(0) });
+            memory.task = Some(Running { name: "promote", kind: Kind::Promote, since: Millis(0) });
         })
         .turn();
     assert!(!came.did("cancel") && came.line == "PAUSE: promote in progress", "{came:?}");
@@ -334,7 +333,8 @@ fn a_resume_recovers() {
     let came = lost_lock.turn();
     assert!(matches!(came.task, Some(Task::Demote(Demotion::LostLock))), "{came:?}");
     let mut foreign = resumed(
-        paused(Scene::replica()).set(|script| script.pg.system_id = SystemId::parse("1234567890123")),
+        paused(Scene::replica())
+            .set(|script| script.pg.system_id = SystemId::parse("1234567890123")),
     );
     assert!(foreign.turn().exit, "HA-036 holds again");
 }
