@@ -7,6 +7,7 @@
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{DataDir, Server};
+use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
 use crate::ha::{election, failsafe, follower, leader, manual, recovery, silence, standby};
 use hathi_dcs::{Role, State, Timeline};
@@ -171,8 +172,13 @@ async fn not_running(turn: &mut Turn<'_>) -> Decided {
 /// HA-062 in pause: a failover to a named candidate is the only thing that stops this primary.
 async fn with_lock(turn: &mut Turn<'_>) -> Decided {
     let decided = leader::with_lock(turn).await;
-    turn.memory.owes_restart = decided.start.is_some();
-    decided
+    match decided.start {
+        Some(Task::Demote(Demotion::Graceful)) => {
+            turn.memory.owes_restart = true;
+            decided
+        }
+        Some(_) | None => without_restart(turn, decided),
+    }
 }
 
 /// HA-061, HA-131.
