@@ -79,6 +79,7 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
                 // Others wait to see it stream; there is no event for the moment it begins. The
                 // remote primary of another site may be away for long.
                 Server::Standby(standby) if !standby.streaming && !standby.from_archive => {
+                    ask_again_while_it_does_not_stream(turn);
                     let soon = if upstream.remote { REMOTE_AWAY_MS } else { NOT_STREAMING_MS };
                     line.again_at(turn.now().plus(soon))
                 }
@@ -140,6 +141,18 @@ pub fn upstream(turn: &Turn<'_>, leader: &MemberName) -> Option<Upstream> {
         .or_else(|| turn.upstream(leader))
 }
 
+/// PG-143: between the check and the change of upstream the old stream went on, and may have brought
+/// what the leader never had; or the number of a timeline was given twice. Neither ends by itself.
+fn ask_again_while_it_does_not_stream(turn: &mut Turn<'_>) {
+    let now = turn.now();
+    let since = *turn.memory.not_streaming_since.get_or_insert(now);
+    if now.since(since) >= turn.settings.timing.loop_wait_ms() {
+        turn.because("PG-143", "still not streaming: can this data directory follow the leader?");
+        turn.memory.rewind.doubt();
+        turn.memory.not_streaming_since = Some(now);
+    }
+}
+
 /// PG-143: a first look at a running standby, or a leader on a higher timeline than the last one,
 /// asks for a check, unless it streams on that timeline already.
 fn ask_for_rewind_when_the_leader_moved_on(turn: &mut Turn<'_>, leader: &MemberName) {
@@ -147,6 +160,9 @@ fn ask_for_rewind_when_the_leader_moved_on(turn: &mut Turn<'_>, leader: &MemberN
     let Server::Standby(standby) = &turn.pg.server else { return };
     let streams_there =
         standby.streaming && leads_on.is_none_or(|timeline| timeline <= standby.timeline);
+    if standby.streaming {
+        turn.memory.not_streaming_since = None;
+    }
     let moved_on = leads_on.is_some_and(|timeline| timeline > turn.memory.leader_timeline);
     if streams_there {
         if turn.memory.rewind == Rewind::Check {

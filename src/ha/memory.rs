@@ -41,6 +41,14 @@ impl Rewind {
         }
     }
 
+    /// The answer may not be true any more. What is already known to be wrong stays.
+    pub fn doubt(&mut self) {
+        match self {
+            Self::NotAsked | Self::NotNeeded | Self::Succeeded => *self = Self::Check,
+            Self::Check | Self::Needed | Self::OtherHistory | Self::Failed => {}
+        }
+    }
+
     pub fn was_executed(self) -> bool {
         match self {
             Self::Succeeded | Self::Failed => true,
@@ -123,6 +131,8 @@ pub struct Memory {
     pub slots_seen: BTreeMap<String, Millis>,
     /// The timeline of the leader we followed last; a higher one asks for a rewind check. (HA-125)
     pub leader_timeline: Timeline,
+    /// This standby does not stream from its upstream; when that was noticed, or asked about last.
+    pub not_streaming_since: Option<Millis>,
     pub published: Option<(MemberData, Millis)>,
     pub was_paused: bool,
     /// The lock was held here in a standby cluster, and no fence is armed for it. (HA-110)

@@ -39,6 +39,7 @@ mod pause;
 pub mod ports;
 pub mod promise;
 mod race;
+pub mod reached;
 pub mod record;
 mod recovery;
 mod request;

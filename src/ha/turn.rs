@@ -8,12 +8,13 @@ use crate::ha::breakage::{Breakage, broken, hidden};
 use crate::ha::lease::{Lease, Reserve, Verdict};
 use crate::ha::memory::Memory;
 use crate::ha::operator::{self, Said};
-use crate::ha::ports::{Observation, Ports, Reason, Upstream};
+use crate::ha::ports::{Observation, Ports, Reason, Server, Upstream};
 use crate::ha::run::Exit;
 use crate::ha::settings::Settings;
 use crate::ha::task::Task;
 use crate::ha::{
-    election, failsafe, follower, leader, member, pause, recovery, restart, silence, slots, start,
+    election, failsafe, follower, leader, member, pause, reached, recovery, restart, silence,
+    slots, start,
 };
 use hathi_dcs::{ClusterView, DcsError, Deadline, Freshness, MemberName, Millis, State};
 use std::sync::Arc;
@@ -50,14 +51,18 @@ pub struct Decided {
 }
 
 impl Decided {
+    #[cfg_attr(feature = "breakages", track_caller)]
     pub fn line(line: impl Into<String>) -> Self {
+        reached::here();
         Self { line: line.into(), start: None, exit: None, again_at: None }
     }
 
+    #[cfg_attr(feature = "breakages", track_caller)]
     pub fn task(line: impl Into<String>, task: Task) -> Self {
         Self { start: Some(task), ..Self::line(line) }
     }
 
+    #[cfg_attr(feature = "breakages", track_caller)]
     pub fn exit(line: impl Into<String>) -> Self {
         let line = line.into();
         Self { exit: Some(Exit::Fatal(line.clone())), ..Self::line(line) }
@@ -235,7 +240,9 @@ async fn apply_configuration(
 }
 
 impl Turn<'_> {
+    #[cfg_attr(feature = "breakages", track_caller)]
     pub fn because(&mut self, rule: &'static str, why: impl Into<String>) {
+        reached::here();
         self.reasons.push(Reason { rule, why: why.into() });
     }
 
@@ -302,12 +309,42 @@ impl Turn<'_> {
     /// vanished under a healthy leader, if nobody took it. (HA-305)
     async fn ask_for_lock(&mut self, shown: Option<MemberName>) -> Lock {
         let before = self.lease.until(self.now());
+        let mut shown = shown;
+        if before.is_none() {
+            // Frozen for long, or only just started: the copy that shows my key may be as old as
+            // that, and somebody may have led and gone since. A renewal would bring the key back
+            // without a race. (INV-8, INV-17)
+            if !self.read_again().await {
+                self.because("HA-305", "the key looks like mine, and the store cannot be read now");
+                return Lock::Unseen { until: None };
+            }
+            shown = self.view.leader_name().cloned();
+            if shown.as_ref() != Some(self.me()) {
+                self.because("HA-305", "the key that looked like mine is not there any more");
+                return shown.map_or(Lock::Free, |holder| Lock::Other { holder });
+            }
+        }
+        let known = self.view.clone();
         let asked = self.lease.renew(self.ports, self.store_deadline()).await;
         self.memory.want_latest = true;
         match asked {
             Ok(()) => {
                 self.because("HA-305", "the store shows another leader key, and confirms mine");
-                self.read_again().await;
+                let read = self.read_again().await;
+                if before.is_some() || self.runs_as_primary_of(&known) {
+                    return self.confirmed();
+                }
+                if !read {
+                    self.lease.forget();
+                    return Lock::Unseen { until: None };
+                }
+                if !self.nobody_led_since(&known) {
+                    self.because("HA-305", "somebody may have led before the key came back to me");
+                    let by = self.store_deadline();
+                    // If this fails the key runs out: nothing is believed.
+                    let _ = self.lease.release(self.ports, None, by).await;
+                    return Lock::Free;
+                }
                 self.confirmed()
             }
             Err(DcsError::NotOwner { holder }) => {
@@ -326,6 +363,22 @@ impl Turn<'_> {
                 Lock::Unseen { until: self.lease.until(self.now()) }
             }
         }
+    }
+
+    /// A primary that runs here did not stop leading: its guard would have ended it.
+    fn runs_as_primary_of(&self, known: &ClusterView) -> bool {
+        match &self.pg.server {
+            Server::Primary { timeline, .. } => *timeline >= known.history.cluster_timeline(),
+            Server::Silent(_) => self.pg.is_primary,
+            Server::Down | Server::Starting | Server::Standby(_) => false,
+        }
+    }
+
+    /// Whoever leads says how far it is, and a promotion leaves a row in the history.
+    fn nobody_led_since(&self, known: &ClusterView) -> bool {
+        self.view.leader_name() == Some(self.me())
+            && self.view.history == known.history
+            && self.view.status == known.status
     }
 
     /// The lock as the last confirmation left it.

@@ -225,7 +225,7 @@ impl World {
     fn rest_answer(&self, node: usize) -> Probe {
         let machine = &self.nodes[node];
         let server = &machine.server;
-        let Some(data) = server.data.as_ref().filter(|_| server.ready()) else {
+        let Some(data) = server.data.as_ref().filter(|_| server.ready() && server.clients) else {
             return Probe::Unreachable("its PostgreSQL does not run".into());
         };
         Probe::Answered(PeerAnswer {
@@ -377,6 +377,7 @@ impl Publish for Agency {
         if let Some(decision) = &seen.decision {
             world.check_replay(node, decision);
         }
+        world.count("turns");
         let Some(agent) = world.agent_mut(self.process) else { return };
         agent.seen_as_primary = seen.postgres.is_primary;
         let licensed = std::mem::replace(&mut agent.licensed_until, seen.failsafe_until);

@@ -1,7 +1,8 @@
 //! The proof that the simulator bites: each deliberate breakage of the core must be found within
 //! the default seeds. (docs/style.md, 2.8)
 
-use crate::{faults, run};
+use crate::plan::Case;
+use crate::run;
 use hathi::ha::breakage::{Breakage, set_broken};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,7 +47,7 @@ const BROKEN: &[(Breakage, bool)] = &[
 ];
 
 fn seed_fails(seed: u64, guarded: bool) -> Option<(String, String)> {
-    run(faults::random_run(seed, false, guarded)).failed
+    run(&Case { guarded, ..Case::of(seed) }, false).failed
 }
 
 /// The control: without a guard the core alone keeps what it can keep.

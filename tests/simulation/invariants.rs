@@ -338,7 +338,10 @@ impl World {
                     self.violation("INV-24", what);
                 }
             }
-            StopMode::Immediate if server.writable() => {
+            // A start that took too long may have ended while the turn decided that. (HA-058)
+            StopMode::Immediate
+                if server.writable() && server.ready_since + 5 * SECOND < self.now_us =>
+            {
                 let left = self.store.leader_until().unwrap_or(0).saturating_sub(self.now_us);
                 let bootstrapping = self.nodes[node]
                     .agent
@@ -468,24 +471,26 @@ impl World {
     }
 
     /// Two nodes wrote a timeline of the same number, and one now follows the other. Where even the
-    /// history files agree, or the standby's agent is dead or cut off, nobody can know; that is
-    /// counted, and the run ends there.
-    pub fn check_foreign_history(
-        &mut self,
-        standby: usize,
-        upstream: &hathi_dcs::MemberName,
-        twins: bool,
-    ) {
+    /// history files agree nobody can know; that is counted, and the run ends there. Otherwise the
+    /// standby's agent finds out as soon as it can look.
+    pub fn check_foreign_history(&mut self, standby: usize, upstream: usize, twins: bool) {
         let what = format!(
-            "{} streams from {upstream} a timeline {} that is not its own",
+            "{} streams from {} a timeline {} that is not its own",
             self.name(standby),
+            self.name(upstream),
             self.timeline(standby)
         );
-        let may_act = self.is_healthy(standby, 6 * SECOND) && self.sees_store(standby);
-        if twins || !may_act {
-            self.say(standby, 70, |_| format!("{what}, and its agent cannot know"));
+        let now = self.now_us;
+        let since = *self.nodes[standby].server.foreign_since.get_or_insert(now);
+        let long = self.ttl_us(standby);
+        let may_act = self.is_healthy(standby, long)
+            && self.sees_store(standby)
+            && self.active_faults == 0
+            && self.last_fault_at + long < now;
+        if twins {
+            self.say(standby, 70, |_| format!("{what}, and nobody can know"));
             self.watched.twins = true;
-        } else {
+        } else if may_act && since + long < now {
             self.violation("INV-17", what);
         }
     }
@@ -566,10 +571,13 @@ impl World {
             let same = self.wal.holds(theirs, mine) && mine.branch == theirs.branch;
             if node != leader && (!self.nodes[node].server.streaming || !same || behind > 20_000) {
                 let what = format!(
-                    "{} does not follow {} (streams: {}, {behind} bytes behind)",
+                    "{} does not follow {} (streams: {}, {behind} bytes behind; {mine:?} on timeline \
+                     {}, the leader {theirs:?}; it asks {:?})",
                     self.name(node),
                     self.name(leader),
-                    self.nodes[node].server.streaming
+                    self.nodes[node].server.streaming,
+                    self.wal.timeline(mine),
+                    self.nodes[node].server.data.as_ref().and_then(|data| data.conninfo),
                 );
                 return self.violation("INV-35", what);
             }

@@ -3,7 +3,7 @@
 
 use crate::agent::Agency;
 use crate::dcs_port::patience;
-use crate::random::Random;
+use crate::plan::{Kind, Strike};
 use crate::world::{MS, Process, SECOND, World};
 use chrono::{DateTime, FixedOffset};
 use futures::FutureExt;
@@ -40,9 +40,42 @@ fn since_epoch(at: DateTime<FixedOffset>) -> u64 {
     u64::try_from(at.timestamp_millis() - 1_767_225_600_000).unwrap_or(0) * MS
 }
 
+pub const FAULTS: &[Kind] = &[
+    Kind {
+        name: "restart ordered",
+        weight: 4,
+        strike: |world, it| world.mischief(Mischief::Restart, it),
+    },
+    Kind {
+        name: "restart scheduled",
+        weight: 4,
+        strike: |world, it| world.mischief(Mischief::ScheduleRestart, it),
+    },
+    Kind {
+        name: "reinitialize ordered",
+        weight: 3,
+        strike: |world, it| world.mischief(Mischief::Reinitialize, it),
+    },
+    Kind {
+        name: "switchover scheduled",
+        weight: 4,
+        strike: |world, it| world.mischief(Mischief::ScheduleSwitchover, it),
+    },
+];
+
+/// Drawn for a few runs only, and once in each, at their begin.
+pub const BOOTSTRAP_LOST: Kind = Kind {
+    name: "bootstrapping machine lost",
+    weight: 0,
+    strike: |world, it| {
+        let back = it.random.between(2, 200) * SECOND;
+        world.abandon_bootstrap(back);
+    },
+};
+
 /// Which mischief an operator is up to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mischief {
+enum Mischief {
     Restart,
     ScheduleRestart,
     Reinitialize,
@@ -50,7 +83,8 @@ pub enum Mischief {
 }
 
 impl World {
-    pub fn mischief(&mut self, what: Mischief, node: usize, mut random: Random) {
+    fn mischief(&mut self, what: Mischief, it: &mut Strike) {
+        let (node, random) = (it.node, &mut it.random);
         let soon = self.now_us + random.between(200, 45_000) * MS;
         match what {
             Mischief::Restart => {
@@ -97,7 +131,7 @@ impl World {
 
     /// The machine that creates the cluster dies with all it has; another one comes in its place.
     /// (HA-308)
-    pub fn abandon_bootstrap(&mut self, back: u64) {
+    fn abandon_bootstrap(&mut self, back: u64) {
         let creates = |node: &usize| {
             let agent = self.nodes[*node].agent.as_ref();
             agent.is_some_and(|agent| agent.tasks.contains(&"bootstrap"))
@@ -198,7 +232,9 @@ impl World {
             let what = format!("{name} restarts at {} ms; scheduled were {at:?}", now / MS);
             return self.violation("INV-24", what);
         };
-        if epoch.is_some_and(|epoch| epoch != self.nodes[node].server.epoch) {
+        // One that died while the turn that ordered this waited for the store has no successor yet.
+        let now = self.life_of_server(node);
+        if epoch.is_some_and(|epoch| now.is_some_and(|now| now != epoch)) {
             self.violation("HA-078", format!("{name} restarts a server that came after"));
         }
     }

@@ -83,7 +83,8 @@ impl Agency {
             let mut world = self.world();
             world.after(takes, move |world| {
                 let server = &world.nodes[node].server;
-                if server.ready() && !server.frozen {
+                // One that shuts down has sent every client away, the agent too.
+                if server.ready() && server.clients && !server.frozen {
                     let answer = answer(world);
                     let _ = done.send(Ok(answer));
                 } else if !server.frozen {
@@ -232,7 +233,12 @@ impl Postgres for Agency {
             return self.look(false);
         }
         let asked = self.query(by, "query", |_| ()).await;
-        self.look(asked.is_err() && frozen)
+        let sent_away = {
+            let world = self.world();
+            let server = &world.nodes[node].server;
+            server.ready() && !server.clients
+        };
+        self.look(asked.is_err() && (frozen || sent_away))
     }
 
     async fn control(&self, _by: Deadline) -> Option<ControlData> {

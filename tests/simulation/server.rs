@@ -64,6 +64,8 @@ pub struct Server {
     pub names: String,
     /// A client's commit that waits for its confirmation.
     pub waiting: Option<Tip>,
+    /// Since when its upstream sends another history under the number of its timeline.
+    pub foreign_since: Option<u64>,
 }
 
 impl Server {
@@ -419,12 +421,17 @@ impl World {
                 self.nodes[standby].server.streaming = false;
                 self.nodes[standby].server.offered = None;
             }
+            // The bytes that come do not continue what is there: replay stops at the first record.
             Stream::SendsAnotherHistory => {
+                let server = &mut self.nodes[standby].server;
+                server.streaming = false;
+                server.offered = None;
                 let twins = self.wal.are_twins(from, to);
-                let upstream = self.nodes[upstream].name.clone();
-                self.check_foreign_history(standby, &upstream, twins);
+                self.check_foreign_history(standby, upstream, twins);
+                return;
             }
         }
+        self.nodes[standby].server.foreign_since = None;
     }
 
     /// Ten times a second: clients write, standbys receive, guards look at the clock.

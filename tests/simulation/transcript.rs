@@ -186,8 +186,7 @@ fn summary(world: &World) -> String {
 
 #[test]
 fn transcripts() {
-    let folder =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/simulation/transcripts");
+    let folder = crate::root().join("tests/simulation/transcripts");
     let mut files: Vec<_> = std::fs::read_dir(&folder)
         .expect("the folder of the transcripts")
         .map(|entry| entry.expect("a directory entry").path())

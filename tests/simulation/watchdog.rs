@@ -205,7 +205,8 @@ impl World {
     fn check_reset(&mut self, node: usize) {
         let ttl = self.base.timing.ttl_ms() * MS;
         let well = self.is_healthy(node, ttl) && self.sees_store(node);
-        if well && self.last_fault_at + ttl < self.now_us && self.store.slow_ms == 0 {
+        let ill = self.store.slow_ms + self.store.lose_requests + self.store.lose_answers;
+        if well && self.last_fault_at + ttl < self.now_us && ill == 0 {
             let what = format!("the machine of {} is reset and all is well", self.nodes[node].name);
             self.violation("INV-5", what);
         }

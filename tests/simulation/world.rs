@@ -5,6 +5,7 @@
 //! ```
 
 use crate::invariants::Watched;
+use crate::plan::Planned;
 use crate::random::Random;
 use crate::server::Server;
 use crate::store::Store;
@@ -152,10 +153,15 @@ pub struct World {
     pub trace: Vec<String>,
     pub hash: u64,
     pub faults: BTreeMap<&'static str, u64>,
+    /// Whatever else is worth a number at the end of all runs.
+    pub counted: BTreeMap<&'static str, u64>,
     /// Scheduled changes that go on until their end.
     pub active_faults: u32,
     pub last_fault_at: u64,
     pub quiet: bool,
+    /// What is to go wrong, and the numbers of what did.
+    pub planned: Vec<Planned>,
+    pub struck: Vec<usize>,
 }
 
 impl World {
@@ -182,9 +188,12 @@ impl World {
                 trace: Vec::new(),
                 hash: seed,
                 faults: BTreeMap::new(),
+                counted: BTreeMap::new(),
                 active_faults: 0,
                 last_fault_at: 0,
                 quiet: false,
+                planned: Vec::new(),
+                struck: Vec::new(),
             })
         })
     }
@@ -356,6 +365,11 @@ impl World {
             self.say(usize::MAX, 99, |_| format!("VIOLATION of {rule}: {what}"));
             self.failed = Some((rule.to_owned(), what));
         }
+    }
+
+    /// Counts something that happened and is no fault.
+    pub fn count(&mut self, what: &'static str) {
+        *self.counted.entry(what).or_default() += 1;
     }
 
     /// Counts a fault that is injected now.
