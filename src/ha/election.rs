@@ -226,7 +226,8 @@ pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), 
             record: None,
             quorum: None,
         };
-        let search = manual::search(turn.ports, &turn.view, None, needs).await;
+        let view = failsafe::who_may_race(turn);
+        let search = manual::search(turn.ports, &view, None, needs).await;
         if search.found.is_some() {
             return Err(("HA-075", format!("{candidate} was asked to lead and is healthy")));
         }
@@ -239,7 +240,8 @@ pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), 
             timeline,
             ..manual::needs(&turn.settings, &turn.view, None, Lsn(0))
         };
-        let search = manual::search(turn.ports, &turn.view, Some(&me), needs).await;
+        let view = failsafe::who_may_race(turn);
+        let search = manual::search(turn.ports, &view, Some(&me), needs).await;
         if search.found.is_some() {
             return Err(("HA-075", "another member can lead, and I was asked to stop".into()));
         }
@@ -302,7 +304,9 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
     let mut count = bound.as_ref().map(|bound| bound.count(turn.me()));
     while let Some((peer, probe)) = answers.next().await {
         race::against(&me, &demands, &peer, &probe).map_err(unfit)?;
-        if let (Some(bound), Some(count)) = (&bound, &mut count) {
+        if let (Some(bound), Some(count)) = (&bound, &mut count)
+            && bound.record.names(&peer)
+        {
             bound.add(count, &me, &peer, &probe);
         }
         if let Probe::Unreachable(why) = probe

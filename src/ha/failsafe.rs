@@ -205,12 +205,23 @@ pub async fn keep_slots_of_promise(turn: &mut Turn<'_>) {
 /// Is this node out of the race because the map does not know it? The mode binds for one more ttl
 /// after it was switched off: a primary without store may not know of that yet. (HA-092)
 pub fn outside_the_map(turn: &Turn<'_>) -> bool {
+    is_outside(turn, turn.me())
+}
+
+/// The members that the map lets race: nobody may wait for one that never will. (HA-075, HA-092)
+pub fn who_may_race(turn: &Turn<'_>) -> ClusterView {
+    let mut view = (*turn.view).clone();
+    view.members.retain(|member| !is_outside(turn, &member.name));
+    view
+}
+
+fn is_outside(turn: &Turn<'_>, who: &MemberName) -> bool {
     let now = turn.now();
     let ttl = turn.settings.timing.ttl_ms();
     let was_on = turn.memory.failsafe.on_at.is_some_and(|at| now.since(at) <= ttl);
     let map = turn.view.failsafe.as_ref().map(|map| &map.0);
     (turn.settings.failsafe_mode || was_on)
-        && map.is_some_and(|map| !map.is_empty() && !map.contains_key(turn.me().as_str()))
+        && map.is_some_and(|map| !map.is_empty() && !map.contains_key(who.as_str()))
         && !broken(Breakage::RaceOutsideFailsafe)
 }
 

@@ -105,6 +105,10 @@ pub fn against(
         return primary_alive(peer, answer);
     }
     primary_alive(peer, answer)?;
+    // Asked only because it may go on as a primary: who is not of the record elects nobody. (8.2)
+    if demands.bound.as_ref().is_some_and(|bound| !bound.record.names(peer)) {
+        return Ok(());
+    }
     // It cannot win itself (b): were it to keep others from winning, nobody would.
     if answer.timeline != Timeline(0) && answer.timeline < demands.cluster_timeline {
         return Ok(());
