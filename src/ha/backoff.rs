@@ -45,6 +45,12 @@ pub fn postpone(turn: &mut Turn<'_>) -> Option<Decided> {
     Some(Decided::line(line).again_at(now.plus(wait_ms)))
 }
 
+/// How long this standby has seen nobody lead.
+pub fn leaderless_ms(turn: &mut Turn<'_>, standby: &Standby) -> u64 {
+    let now = turn.now();
+    look(turn, standby, now).for_ms
+}
+
 fn look(turn: &mut Turn<'_>, standby: &Standby, now: Millis) -> Seen {
     let lsn = standby.lsn();
     let begins = Leaderless { since: now, looked_at: now, lsn, wal_arrives: standby.streaming };

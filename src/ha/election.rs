@@ -15,7 +15,7 @@ use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
 use futures::stream::StreamExt;
 use hathi_dcs::{DcsError, Deadline, Failover, Lsn, MemberName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Section 8: nobody holds the lock and PostgreSQL runs here.
 pub async fn without_leader(turn: &mut Turn<'_>) -> Decided {
@@ -234,6 +234,14 @@ pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), 
     }
     if request.leader.as_ref() == Some(turn.me()) {
         let me = turn.me().clone();
+        // Who could lead had a ttl to do so, and something only it can see kept it from that: a cluster
+        // without leader is not what was asked for. (HA-075)
+        if let Server::Standby(standby) = turn.pg.server.clone()
+            && backoff::leaderless_ms(turn, &standby) > turn.settings.timing.ttl_ms()
+        {
+            turn.because("HA-075", "nobody else took over within a ttl");
+            return compare(turn, None).await;
+        }
         let needs = manual::Needs {
             lsn: Lsn(0),
             maximum_lag: u64::MAX,
@@ -294,6 +302,10 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
             }
         }
     }
+    // Whose position counts: not that of the leader who is to go, nor of those outside `/sync` (8.2),
+    // nor of those outside `/failsafe`: they may not win, and nobody waits for them. (HA-092)
+    let may_win = members.keys().filter(|name| !failsafe::is_outside(turn, name));
+    let compared: BTreeSet<MemberName> = may_win.cloned().collect();
     let of_the_map = failsafe::also_known(turn);
     for (name, url) in &of_the_map {
         members.entry(name.clone()).or_insert_with(|| url.clone());
@@ -303,18 +315,20 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
     let mut answers = turn.ports.peers.probe(members.into_iter().collect(), by);
     let mut count = bound.as_ref().map(|bound| bound.count(turn.me()));
     while let Some((peer, probe)) = answers.next().await {
-        race::against(&me, &demands, &peer, &probe).map_err(unfit)?;
-        if let (Some(bound), Some(count)) = (&bound, &mut count)
-            && bound.record.names(&peer)
-        {
-            bound.add(count, &me, &peer, &probe);
+        if compared.contains(&peer) {
+            race::against(&me, &demands, &peer, &probe).map_err(unfit)?;
+            if let (Some(bound), Some(count)) = (&bound, &mut count) {
+                bound.add(count, &me, &peer, &probe);
+            }
+        } else {
+            race::is_no_primary(&peer, &probe).map_err(unfit)?;
         }
         if let Probe::Unreachable(why) = probe
             && may_have_promised
             && of_the_map.contains_key(&peer)
         {
             let why = format!("{peer} may go on by a promise of my former life: {why}");
-            return Err(("HA-322", why));
+            return Err(("HA-323", why));
         }
     }
     if let (Some(bound), Some(count)) = (&bound, &count) {

@@ -215,7 +215,7 @@ pub fn who_may_race(turn: &Turn<'_>) -> ClusterView {
     view
 }
 
-fn is_outside(turn: &Turn<'_>, who: &MemberName) -> bool {
+pub fn is_outside(turn: &Turn<'_>, who: &MemberName) -> bool {
     let now = turn.now();
     let ttl = turn.settings.timing.ttl_ms();
     let was_on = turn.memory.failsafe.on_at.is_some_and(|at| now.since(at) <= ttl);
@@ -227,7 +227,8 @@ fn is_outside(turn: &Turn<'_>, who: &MemberName) -> bool {
 
 /// Those of the map, whom the race asks besides the members. (section 8.2)
 pub fn also_known(turn: &Turn<'_>) -> BTreeMap<MemberName, String> {
-    let map = turn.view.failsafe.iter().filter(|_| turn.settings.failsafe_mode);
+    let asked = turn.settings.failsafe_mode || may_have_promised(turn);
+    let map = turn.view.failsafe.iter().filter(|_| asked);
     map.flat_map(|map| &map.0)
         .filter(|(name, _)| **name != *turn.me().as_str())
         .map(|(name, url)| (MemberName::from(name.as_str()), url.clone()))
@@ -235,9 +236,9 @@ pub fn also_known(turn: &Turn<'_>) -> BTreeMap<MemberName, String> {
 }
 
 /// This agent may have promised something in a former life that it does not know of. Until that has
-/// run out, whoever of the map does not answer counts as a primary that goes on. (HA-322)
+/// run out, whoever of the map does not answer counts as a primary that goes on; also when the mode
+/// was switched off meanwhile, because the primary it was promised to may not know that. (HA-323)
 pub fn may_have_promised(turn: &Turn<'_>) -> bool {
     let since = turn.memory.failsafe.began.map_or(0, |began| turn.now().since(began));
-    turn.settings.failsafe_mode
-        && since < crate::ha::promise::binds_ms(turn.settings.timing.ttl_ms())
+    since < crate::ha::promise::binds_ms(turn.settings.timing.ttl_ms())
 }

@@ -93,6 +93,15 @@ pub fn alone(me: &Myself, demands: &Demands) -> Result<(), Unfit> {
     Ok(())
 }
 
+/// One who is not a member of this race and may go on as a primary all the same: only that counts of
+/// what it says. (HA-095 d)
+pub fn is_no_primary(peer: &MemberName, probe: &Probe) -> Result<(), Unfit> {
+    match probe {
+        Probe::Answered(answer) => primary_alive(peer, answer),
+        Probe::Unreachable(_) => Ok(()),
+    }
+}
+
 /// Does this answer keep me from the key? One that does decides at once. (HA-095 c … f)
 pub fn against(
     me: &Myself,
@@ -105,10 +114,6 @@ pub fn against(
         return primary_alive(peer, answer);
     }
     primary_alive(peer, answer)?;
-    // Asked only because it may go on as a primary: who is not of the record elects nobody. (8.2)
-    if demands.bound.as_ref().is_some_and(|bound| !bound.record.names(peer)) {
-        return Ok(());
-    }
     // It cannot win itself (b): were it to keep others from winning, nobody would.
     if answer.timeline != Timeline(0) && answer.timeline < demands.cluster_timeline {
         return Ok(());

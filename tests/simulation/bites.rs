@@ -41,13 +41,14 @@ const BROKEN: &[(Breakage, bool)] = &[
     (Breakage::BootstrapIsTakenOver, true),
     (Breakage::OneRefusalIsEnough, true),
     (Breakage::RaceDespitePromise, true),
-    (Breakage::PromiseWhileRacing, true),
     (Breakage::FailsafeBeliefTooLong, true),
     (Breakage::RaceOutsideFailsafe, true),
 ];
 
 fn seed_fails(seed: u64, guarded: bool) -> Option<(String, String)> {
-    run(&Case { guarded, ..Case::of(seed) }, false).failed
+    let failed = run(&Case { guarded, ..Case::of(seed) }, false).failed;
+    // An open fault proves nothing about a breakage.
+    failed.filter(|(rule, _)| !crate::total::is_open(seed, rule))
 }
 
 /// The control: without a guard the core alone keeps what it can keep.

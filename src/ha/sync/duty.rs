@@ -35,7 +35,7 @@ pub async fn wait_until_relieved(ports: &Ports) {
         let Ok(view) = ports.dcs.load(Freshness::Latest, by).await else { return };
         let named = active(&settings, &view).is_some_and(|sync| {
             sync.value.names(&settings.me)
-                && !sync.value.leader.as_ref().is_some_and(|leader| *leader == settings.me)
+                && sync.value.leader.as_ref().is_none_or(|leader| *leader != settings.me)
         });
         if !named || view.leader.is_none() {
             return;

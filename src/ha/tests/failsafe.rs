@@ -309,7 +309,7 @@ fn outside_the_map_nobody_races() {
     assert!(off.later(31_000).turn().did("acquire"));
 }
 
-/// Proves HA-322: a young agent does not know what its former life promised.
+/// Proves HA-323: a young agent does not know what its former life promised.
 #[test]
 fn a_young_agent_waits_for_those_who_do_not_answer() {
     let silent = || {
@@ -319,7 +319,7 @@ fn a_young_agent_waits_for_those_who_do_not_answer() {
     };
     let mut scene = silent();
     let came = scene.turn();
-    assert!(came.fired("HA-322") && !came.did("acquire"), "{came:?}");
+    assert!(came.fired("HA-323") && !came.did("acquire"), "{came:?}");
     assert!(scene.later(31_500).turn().did("acquire"), "whatever it promised has run out");
     assert!(in_failsafe_mode(Scene::leaderless()).turn().did("acquire"), "everybody answers");
     let off = silent().set(|script| script.settings.failsafe_mode = false).turn();
