@@ -25,6 +25,7 @@ fn primary() -> Snapshot {
         server: Postgres::Primary { timeline: Timeline(1), lsn: Lsn(67_108_960) },
         system_id: None,
         slots: Vec::new(),
+        replication: Default::default(),
         pending_restart: BTreeMap::new(),
         details: Some(ServerDetails {
             postmaster_start_time: "2026-11-23 20:35:41.444611+00".to_owned(),

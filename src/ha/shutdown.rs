@@ -34,7 +34,8 @@ pub async fn stop(
             futures::select_biased! { _ = task => {}, () = late => {} }
         })
         .await;
-        ports.postgres.clear_cancel();
+        // It stays cancelled: a restart whose stop took longer than we waited would otherwise start a
+        // primary again after the key was given up. (INV-2)
     }
     if ports.configuration.settings().pause {
         ports.fence.stand_down();
