@@ -40,7 +40,6 @@ const BROKEN: &[(Breakage, bool)] = &[
     (Breakage::LeaderReinitializes, true),
     (Breakage::BootstrapIsTakenOver, true),
     (Breakage::OneRefusalIsEnough, true),
-    (Breakage::RaceDespitePromise, true),
     (Breakage::FailsafeBeliefTooLong, true),
     (Breakage::RaceOutsideFailsafe, true),
 ];
