@@ -385,11 +385,12 @@ impl Lease {
                 if !matches!(belief.verdict, Verdict::Unreachable { .. }) {
                     belief.verdict = Verdict::Unreachable { since: sent };
                 }
+                // Soon again, but not in a tight loop when the store refuses at once.
+                belief.renew_at = ports.clock.now().plus(1000);
+                drop(belief); // No port is called under a lock.
                 if broken(Breakage::KeepAliveWithoutLock) {
                     ports.watchdog.keep_alive(ports.clock.now().plus(worth_ms(timing)));
                 }
-                // Soon again, but not in a tight loop when the store refuses at once.
-                belief.renew_at = ports.clock.now().plus(1000);
             }
         }
         outcome
