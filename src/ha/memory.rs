@@ -117,6 +117,8 @@ pub struct Memory {
     pub abandoned: Option<(Version, Millis)>,
     /// The key was given up because a promotion was refused here. (HA-083)
     pub released_at: Option<Millis>,
+    /// The key was given up for another member to take, and PostgreSQL is down here. (HA-026)
+    pub left_to_others_at: Option<Millis>,
     pub after_promotion: AfterPromotion,
     /// The timeline of this primary of which it is known whether that checkpoint was made.
     pub checkpoint_judged: Timeline,

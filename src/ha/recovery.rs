@@ -67,6 +67,9 @@ pub async fn not_running(turn: &mut Turn<'_>) -> Decided {
         return decided;
     }
     turn.ports.watchdog.disable(); // HA-044: it is not a primary any more
+    if let Some(decided) = left_to_others(turn) {
+        return decided;
+    }
     if let Some(decided) = single_user(turn, control.as_ref()) {
         return decided;
     }
@@ -161,12 +164,28 @@ async fn give_up_the_key(turn: &mut Turn<'_>, line: &str) -> Decided {
     let by = turn.store_deadline();
     let released = turn.lease.release(turn.ports, Some(&status), by).await;
     turn.memory.want_latest = true;
+    turn.memory.left_to_others_at = Some(turn.now());
     // What this node does without the key is the next turn's question.
     match released {
         Ok(()) => Decided::line(line).again_at(turn.now()),
         Err(error) => Decided::line(format!("the leader key could not be given up: {error}"))
             .again_at(turn.now().plus(200)),
     }
+}
+
+/// How long whoever gave the key up stays down, so that another member gets it.
+const FOR_OTHERS_MS: u64 = 2_000;
+
+/// HA-026: the log that crash recovery and a start write would make this node the furthest of all,
+/// and the race it was to lose its own. A new leader ends the wait at once.
+fn left_to_others(turn: &mut Turn<'_>) -> Option<Decided> {
+    let until = turn.memory.left_to_others_at?.plus(FOR_OTHERS_MS);
+    if !turn.view.is_unlocked() || turn.now() >= until {
+        turn.memory.left_to_others_at = None;
+        return None;
+    }
+    turn.because("HA-026", "the key was given up for another member");
+    Some(Decided::line("waiting for another member to take over").again_at(until))
 }
 
 /// HA-044: a server that did not shut down cleanly, once per outage.

@@ -387,7 +387,7 @@ async fn note(
     };
     memory.task = None;
     memory.task_cancelled = false;
-    memory.giving_up = false;
+    let gave_up = std::mem::take(&mut memory.giving_up);
     if let Some(asker) = beside.asker.take() {
         let _ = asker.send(restart::answer(&report.outcome));
     }
@@ -426,7 +426,11 @@ async fn note(
                 }
             };
         }
-        Kind::Demote => memory.rewind.ask(),
+        Kind::Demote => {
+            memory.rewind.ask();
+            // (HA-026)
+            memory.left_to_others_at = (gave_up && !failed).then(|| ports.clock.now());
+        }
         Kind::Promote
         | Kind::StartAsPrimary
         | Kind::Follow

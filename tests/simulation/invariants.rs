@@ -293,7 +293,13 @@ impl World {
             let ahead = self
                 .tip(peer)
                 .is_some_and(|theirs| theirs.branch == tip.branch && theirs.lsn > tip.lsn + 20_000);
-            if ahead && !other.nofailover && other.server.recovering && !other.server.streaming {
+            // Nobody waits for one that may not win. (HA-092)
+            let outside =
+                self.store.failsafe.as_ref().is_some_and(|map| {
+                    !map.0.is_empty() && !map.0.contains_key(other.name.as_str())
+                });
+            let may_win = !other.nofailover && !outside;
+            if ahead && may_win && other.server.recovering && !other.server.streaming {
                 self.violation(
                     "HA-095",
                     format!("{us} gets the key while {them} is further ahead"),

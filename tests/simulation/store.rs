@@ -347,6 +347,7 @@ impl World {
         let version = self.store.revision + 1;
         self.store.sync = value.map(|value| (value, version));
         self.changed(Change::Sync);
+        self.note_record();
         self.check_order();
         Ok(Version(version))
     }

@@ -20,6 +20,9 @@ pub struct Confirmed {
     commits: BTreeMap<usize, u64>,
     /// The key was given for an operator's request: what that loses is the operator's.
     manual: bool,
+    /// That leader's own record. Whoever it names may finish, later and unasked, what the operator
+    /// began: nobody else may lead, and what it lacks was given up with the request.
+    manual_record: Option<Sync>,
     pub count: u64,
     pub waited: u64,
 }
@@ -238,6 +241,13 @@ impl World {
         }
     }
 
+    /// A leader wrote its record.
+    pub fn note_record(&mut self) {
+        let confirmed = &self.watched.confirmed;
+        let record = self.record().filter(|_| confirmed.manual).cloned();
+        self.watched.confirmed.manual_record = record;
+    }
+
     /// INV-6, INV-7: nothing that was confirmed is missing.
     pub fn check_synchronous_promotion(&mut self, node: usize, at: Tip) {
         let lost =
@@ -251,7 +261,10 @@ impl World {
             .map(|(branch, lsn)| (*branch, *lsn))
             .collect();
         let Some((branch, lsn)) = missing.first() else { return };
-        if self.watched.confirmed.manual {
+        let confirmed = &self.watched.confirmed;
+        let begun =
+            confirmed.manual_record.is_some() && confirmed.manual_record.as_ref() == self.record();
+        if confirmed.manual || begun {
             for (branch, _) in missing {
                 self.watched.confirmed.commits.remove(&branch);
             }

@@ -185,6 +185,25 @@ fn a_crashed_primary_fails_over_at_once_if_told_so() {
     assert!(!alone.did("release"), "nobody can take over: {alone:?}");
 }
 
+/// Proves HA-026: whoever gave the key up does not come back before the others had their race, but
+/// for no longer than that, and at once behind a new leader.
+#[test]
+fn the_key_is_left_to_the_others() {
+    let gave_up = || {
+        let mut scene = Scene::crashed_leader().set(|s| s.settings.primary_start_timeout = 0);
+        assert!(scene.turn().did("release"));
+        scene.set(|script| script.view.leader = None)
+    };
+    let mut waits = gave_up();
+    let came = waits.turn();
+    assert!(came.fired("HA-026") && came.task.is_none(), "{came:?}");
+    let came = waits.set(|script| script.now = script.now.plus(2_000)).turn();
+    assert_eq!(came.task, Some(Task::SingleUser), "{came:?}");
+    let leader = hathi_dcs::Leader { name: "b".into(), version: hathi_dcs::Version(2) };
+    let came = gave_up().set(|script| script.view.leader = Some(leader)).turn();
+    assert!(came.task.is_some(), "a new leader ends the wait: {came:?}");
+}
+
 /// Proves HA-044.
 #[test]
 fn crash_recovery_without_clients_once() {
