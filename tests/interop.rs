@@ -24,6 +24,21 @@ async fn cluster_of(agents: [Agent; 3]) -> Cluster {
     cluster
 }
 
+/// In synchronous mode: each of them, and no other document.
+async fn synchronous_cluster_of(agents: &[Agent], dcs: Value) -> Cluster {
+    let store = Store::Etcd { members: 1 };
+    let mut options = ClusterOptions::new(Agent::Patroni, store, env!("CARGO_BIN_EXE_hathi"));
+    options.nodes = agents.len();
+    options.dcs = dcs;
+    let mut cluster = Cluster::prepare(options).await;
+    for (i, agent) in agents.iter().enumerate() {
+        cluster.nodes[i].agent = *agent;
+        cluster.start_agent(i);
+    }
+    cluster.healthy(SETTLED).await;
+    cluster
+}
+
 /// The same, in failsafe mode, and every member knows whom to ask.
 async fn failsafe_cluster_of(agents: [Agent; 3]) -> Cluster {
     let store = Store::Etcd { members: 1 };
@@ -283,6 +298,91 @@ async fn failsafe_mode_holds_across_both() {
         etcd.resume();
         assert_eq!(cluster.healthy(SETTLED).await, leader, "{}", cluster.report());
         assert_eq!(cluster.nodes[leader].postmaster(), postmaster, "{}", cluster.report());
+    }
+    let written = writers.stop().await;
+    check::verify(&cluster, &written, &[]).await;
+    check::same_rows_everywhere(&cluster, SOON).await;
+}
+
+/// Who leads, and how many of its standbys are synchronous, by PostgreSQL and by `/sync` alike.
+async fn synchronous(cluster: &Cluster, state: &str, count: usize) -> usize {
+    let names = format!(
+        "SELECT coalesce(string_agg(application_name, ',' ORDER BY 1), '') \
+         FROM pg_stat_replication WHERE sync_state = '{state}'"
+    );
+    let path = if state == "quorum" { "/quorum" } else { "/sync" };
+    cluster
+        .wait(&format!("{count} standbys in state {state}"), SETTLED, || async {
+            let leader = cluster.leader().await?;
+            let names = sql::value(cluster.nodes[leader].pg(), &names).await?;
+            let listed = names.split(',').filter(|name| !name.is_empty());
+            if listed.clone().count() != count {
+                return Err(format!("'{names}' on {}", cluster.nodes[leader].name));
+            }
+            for name in listed {
+                let answer = cluster.get(cluster.index(name), path).await?;
+                if answer.status != 200 {
+                    return Err(format!("{name} answers {} on {path}", answer.status));
+                }
+            }
+            Ok(leader)
+        })
+        .await
+}
+
+/// One of each kind: whoever leads, its dead machine costs no acknowledged row, and `/sync` is
+/// understood by the other.
+///
+/// Proves INV-36 (synchronous mode) and INV-6 with real members of both kinds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn synchronous_mode_holds_across_both() {
+    let agents = [Agent::Hathi, Agent::Patroni];
+    let mut cluster = synchronous_cluster_of(&agents, json!({"synchronous_mode": true})).await;
+    let mut leader = synchronous(&cluster, "sync", 1).await;
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), SOON).await.expect("a write");
+    for _ in 0..4 {
+        let killed = Instant::now();
+        cluster.kill_node(leader);
+        let new = cluster.another_leader(leader, Duration::from_secs(45)).await;
+        let accepted = writers.accepts_after(killed + Duration::from_secs(1), SOON).await;
+        assert_eq!(accepted.map(|a| a.node), Ok(new), "{}", cluster.report());
+        cluster.start_agent(leader);
+        cluster.healthy(SETTLED).await;
+        leader = synchronous(&cluster, "sync", 1).await;
+        assert_eq!(leader, new, "{}", cluster.report());
+    }
+    for _ in 0..2 {
+        let to = 1 - leader;
+        switchover_by_patronictl(&cluster, &writers, to).await;
+        leader = synchronous(&cluster, "sync", 1).await;
+    }
+    let written = writers.stop().await;
+    check::verify(&cluster, &written, &[]).await;
+    check::same_rows_everywhere(&cluster, SOON).await;
+}
+
+/// The same by quorum, with two of ours and one of theirs.
+///
+/// Proves INV-36 (quorum commit) and INV-7 with real members of both kinds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn quorum_commit_holds_across_both() {
+    let agents = [Agent::Hathi, Agent::Patroni, Agent::Hathi];
+    let dcs = json!({"synchronous_mode": "quorum", "primary_start_timeout": 0});
+    let cluster = synchronous_cluster_of(&agents, dcs).await;
+    synchronous(&cluster, "quorum", 2).await;
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), SOON).await.expect("a write");
+    for victim in [1, 0, 2] {
+        switchover_by_patronictl(&cluster, &writers, victim).await;
+        synchronous(&cluster, "quorum", 2).await;
+        let killed = Instant::now();
+        cluster.kill_postmaster(victim);
+        let new = cluster.another_leader(victim, Duration::from_secs(60)).await;
+        let accepted = writers.accepts_after(killed + Duration::from_secs(1), SOON).await;
+        assert_eq!(accepted.map(|a| a.node), Ok(new), "{}", cluster.report());
+        assert_eq!(cluster.healthy(SETTLED).await, new, "{}", cluster.report());
+        synchronous(&cluster, "quorum", 2).await;
     }
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[]).await;

@@ -78,18 +78,6 @@ pub fn for_api(local: &Local) -> RestConfig {
     config
 }
 
-/// What this version does not manage and must not ignore: one line, or nothing.
-pub fn unsupported(settings: &Settings) -> Option<String> {
-    match settings.synchronous_mode {
-        SynchronousMode::Off => None,
-        SynchronousMode::On | SynchronousMode::Quorum => Some(
-            "synchronous_mode: this version of hathi does not manage synchronous replication; \
-             keep Patroni here, or switch it off"
-                .into(),
-        ),
-    }
-}
-
 /// What this version leaves out, and may: worth a warning.
 fn left_out(settings: &Settings) -> Vec<&'static str> {
     let mut left = Vec::new();
@@ -293,9 +281,6 @@ impl InUse {
         dynamic: Map<String, Value>,
         settings: &Settings,
     ) -> Result<(), String> {
-        if let Some(why) = unsupported(settings) {
-            return Err(why);
-        }
         for what in left_out(settings) {
             tracing::warn!("{what}");
         }

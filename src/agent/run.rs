@@ -127,17 +127,6 @@ pub async fn run(
     if let Some(line) = welcome::namesake(&local, &view, &client).await {
         return Err(AgentError::Fatal(line));
     }
-    let stored = view.config.as_ref().map(|stored| &stored.value);
-    let in_store = stored.filter(|document| !document.is_empty());
-    if let Some(document) = in_store {
-        if let Ok((settings, _)) = config::effective(&local, document)
-            && let Some(why) = configuration::unsupported(&settings)
-        {
-            return Err(AgentError::Fatal(why));
-        }
-    } else if let Some(why) = configuration::unsupported(&settings) {
-        return Err(AgentError::Fatal(why));
-    }
     let lease = Arc::new(Lease::default());
     let keeper = keeper(ports.clone(), lease.clone(), events.clone())?;
     let watching = tokio::spawn(watch_store(dcs.clone(), events.clone()));

@@ -15,6 +15,7 @@ mod pause;
 mod planned;
 mod reload;
 mod standby;
+mod sync;
 mod watchdog;
 
 use hathi_test_support::{Agent, Cluster, ClusterOptions, Store};
@@ -117,6 +118,13 @@ on_both_stores! {
     guard::guard_stops_postgres_when_the_agent_is_killed,
     guard::guard_stops_postgres_when_the_agent_is_frozen,
     guard::agent_back_in_time_takes_over_its_postgres,
+    sync::a_dead_primary_costs_no_row,
+    sync::a_crashed_primary_costs_no_row_by_quorum,
+    sync::switchover_goes_to_the_synchronous_standby,
+    sync::a_lost_standby_is_replaced,
+    sync::strict_waits_for_a_standby,
+    sync::switched_on_and_off,
+    sync::a_power_cut_costs_no_row,
 }
 
 /// On the embedded store an outage of the store is one of the members: nobody is left to agree.
