@@ -53,7 +53,9 @@ async fn led(cluster: &Cluster, but: Option<usize>) -> usize {
             }
             let running = if but.is_some() { 2 } else { 1 };
             let others = (cluster.nodes.len() - running).to_string();
-            let count = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+            // A base backup streams as well, and is no member yet.
+            let count = "SELECT count(*) FROM pg_stat_replication \
+                         WHERE state = 'streaming' AND application_name <> 'pg_basebackup'";
             let port = cluster.nodes[leader].pg();
             let streaming = sql::value(port, count).await?;
             let receives = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'";

@@ -39,7 +39,7 @@ pub fn node(places: &Places<'_>, store: &Value, dcs: &Value) -> Value {
     let mut whole = json!({
         "scope": SCOPE,
         "name": places.name,
-        "log": {"level": "INFO"},
+        "log": {"level": std::env::var("HATHI_TEST_LOG").unwrap_or_else(|_| "INFO".into())},
         "restapi": {"listen": rest, "connect_address": rest},
         "bootstrap": {
             "dcs": dcs,
