@@ -20,7 +20,6 @@ pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
             let now = boottime();
             let prepared = context.shelf.at(now);
             context.shelf.keep_fresh(&prepared, now);
-            context.tally.count("metrics", StatusCode::OK);
             let labels = labels(&prepared);
             let mut body = render(&prepared, now);
             own(&prepared, now, &labels, &mut body);

@@ -17,13 +17,17 @@ mod connections;
 mod control;
 mod decisions;
 mod document;
+mod door;
 mod dress;
 mod failsafe;
 mod health;
 mod history;
+mod impatient;
 pub mod listen;
+mod local_socket;
 pub mod merge;
 mod metrics;
+mod mpp;
 pub mod order;
 mod prepared;
 mod probes;
@@ -63,6 +67,7 @@ struct Context {
     /// As the last reload left it.
     current: watch::Receiver<Current>,
     tally: Arc<Tally>,
+    limits: Arc<write::Limits>,
 }
 
 /// The tree at one glance. The health checks come first: they are what is asked most, and whatever
@@ -88,6 +93,8 @@ fn routes(context: &Context) -> BoxedFilter<(Response,)> {
         .or(control::routes(context))
         .unify()
         .or(restart::routes(context))
+        .unify()
+        .or(mpp::routes(context))
         .unify()
         // Whatever else: before any access check. (REST-006)
         .or(warp::method().map(|method: http::Method| answer::unsupported(&method)))

@@ -2,9 +2,12 @@
 
 mod decisions;
 mod golden;
+mod hostile;
 mod matrix;
 mod reads;
+mod requests;
 mod restarts;
+mod sockets;
 mod tls;
 mod transport;
 mod writes;
