@@ -438,7 +438,7 @@ mod tests {
         let document = json!({
             "scope": "demo", "name": "a",
             "restapi": {"listen": "127.0.0.1:8008"},
-            "etcd3": {"host": "127.0.0.1:2379"},
+            "raft": {"self_addr": "127.0.0.1:2222", "data_dir": "/raft"},
             "postgresql": {
                 "listen": "127.0.0.1:5432", "connect_address": "127.0.0.1:5432",
                 "data_dir": "/data", "bin_dir": "/bin",

@@ -15,7 +15,7 @@ use warp::reply::Response;
 use warp::{Filter, Rejection};
 
 /// First segments that have a route of their own. (REST-031)
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 12] = [
     "liveness",
     "readiness",
     "patroni",
@@ -25,6 +25,9 @@ const OTHERS: [&str; 9] = [
     "metrics",
     "failsafe",
     "decisions",
+    "events",
+    "openapi.json",
+    "ui",
 ];
 
 /// Every readable path that no other route has. (REST-032, REST-033)

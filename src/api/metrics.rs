@@ -23,6 +23,7 @@ pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
             let labels = labels(&prepared);
             let mut body = render(&prepared, now);
             own(&prepared, now, &labels, &mut body);
+            prepared.snapshot.meter.render(&labels, &mut body);
             context.tally.render(&labels, &mut body);
             answer::for_method(&asked.method, answer::plain(StatusCode::OK, body))
         })

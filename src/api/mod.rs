@@ -19,6 +19,7 @@ mod decisions;
 mod document;
 mod door;
 mod dress;
+mod events;
 mod failsafe;
 mod health;
 mod history;
@@ -26,8 +27,10 @@ mod impatient;
 pub mod listen;
 mod local_socket;
 pub mod merge;
+mod meter;
 mod metrics;
 mod mpp;
+mod openapi;
 pub mod order;
 mod prepared;
 mod probes;
@@ -40,12 +43,14 @@ pub mod snapshot;
 mod status;
 mod tally;
 mod tls;
+mod ui;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
 pub use listen::ListenError;
+pub use meter::Meter;
 pub use order::{ConfigOutcome, Order};
 pub use serve::{ApiError, Handle, Server, serve};
 pub use settings::{Credentials, RestConfig, ServerTokens, VerifyClient};
@@ -68,6 +73,8 @@ struct Context {
     current: watch::Receiver<Current>,
     tally: Arc<Tally>,
     limits: Arc<write::Limits>,
+    /// True when the end begins.
+    closing: watch::Receiver<bool>,
 }
 
 /// The tree at one glance. The health checks come first: they are what is asked most, and whatever
@@ -95,6 +102,12 @@ fn routes(context: &Context) -> BoxedFilter<(Response,)> {
         .or(restart::routes(context))
         .unify()
         .or(mpp::routes(context))
+        .unify()
+        .or(events::routes(context))
+        .unify()
+        .or(openapi::routes(context))
+        .unify()
+        .or(ui::routes(context))
         .unify()
         // Whatever else: before any access check. (REST-006)
         .or(warp::method().map(|method: http::Method| answer::unsupported(&method)))

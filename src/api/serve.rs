@@ -153,6 +153,7 @@ impl Server {
             current: current.clone(),
             tally: Arc::clone(&tally),
             limits: Arc::default(),
+            closing: closed.clone(),
         };
         let door = Arc::new(Door {
             service: warp::service(routes(&context)),

@@ -5,6 +5,7 @@
 use crate::api::access::{Peer, Refused};
 use crate::api::asked::writes;
 use crate::api::connections::Line;
+use crate::api::events::LISTENERS;
 use crate::api::order::Order;
 use crate::api::serve::Current;
 use crate::api::snapshot::Snapshot;
@@ -40,11 +41,17 @@ const DRAIN_FOR: Duration = Duration::from_millis(200);
 pub struct Limits {
     large_bodies: Semaphore,
     orders: Semaphore,
+    /// Of `/events`.
+    pub listeners: Arc<Semaphore>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { large_bodies: Semaphore::new(LARGE_BODIES), orders: Semaphore::new(ORDERS) }
+        Self {
+            large_bodies: Semaphore::new(LARGE_BODIES),
+            orders: Semaphore::new(ORDERS),
+            listeners: Arc::new(Semaphore::new(LISTENERS)),
+        }
     }
 }
 

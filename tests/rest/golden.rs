@@ -30,7 +30,8 @@ fn text<'a>(request: &'a Value, key: &str) -> &'a str {
 impl Play {
     async fn new() -> Self {
         let mut options = options(Store::Etcd { members: 1 });
-        options.dcs = json!({"ttl": 20, "loop_wait": 2, "retry_timeout": 3});
+        // What the servers of the capture were started with, or a restart would be pending.
+        options.dcs = json!({"postgresql": {"parameters": {"max_connections": 40}}});
         let cluster = Cluster::start(options).await;
         let leader = cluster.leader().await.expect("a leader");
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/rest/requests.json");
@@ -201,6 +202,11 @@ async fn restarts(play: &mut Play) {
     assert_eq!((busy.0, busy.1.as_str()), (503, "restart already in progress"));
     play.settled("alpha").await;
     for request in play.requests("POST /reinitialize") {
+        if text(&request, "case") == "body is not JSON" {
+            // The capture shows its two answers elsewhere; here is one, and nothing happens. (REST-246)
+            play.other(&request, "400 Bad Request", "(html error page) Error code: 400").await;
+            continue;
+        }
         play.same(&request).await;
         play.settled("alpha").await;
     }

@@ -1,9 +1,11 @@
 //! The REST API of a live cluster: Patroni's captured answers against ours, and clients that mean
 //! harm against an agent that has a lease to keep.
 
+mod browser;
 mod golden;
 mod hostile;
 mod live;
+mod schema;
 
 use hathi_test_support::{Agent, ClusterOptions, Store};
 use std::time::Duration;
