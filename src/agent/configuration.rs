@@ -75,6 +75,8 @@ pub fn for_api(local: &Local) -> RestConfig {
     config.request_queue_size = rest.request_queue_size;
     config.handshake_timeout = Duration::from_secs(rest.handshake_timeout.into());
     config.request_timeout = Duration::from_secs(rest.request_timeout.into());
+    config.max_connections = usize::try_from(rest.max_connections).unwrap_or(usize::MAX);
+    config.unix_socket.clone_from(&rest.unix_socket);
     config
 }
 
@@ -306,6 +308,23 @@ impl InUse {
         self.postgres.apply_configuration().await.map_err(|error| error.to_string())
     }
 
+    /// What of a dynamic document would not be taken as it was meant; one sentence each. (REST-465)
+    pub fn objections(&self, dynamic: &Map<String, Value>) -> Vec<String> {
+        let local = self.state().local.clone();
+        match config::effective(&local, dynamic) {
+            Ok((settings, warnings)) => {
+                let warnings = warnings.into_iter().map(|config::Warning(problem)| problem);
+                warnings.map(in_document).chain(unsupported(&settings)).collect()
+            }
+            Err(error) => error.problems.into_iter().map(in_document).collect(),
+        }
+    }
+
+    /// Are such documents refused? (REST-465)
+    pub fn is_strict(&self) -> bool {
+        self.state().local.restapi.strict_config
+    }
+
     /// Writes the cache file if it is not what is in force and there is a data directory for it.
     pub fn write_cache(&self) {
         let (path, document) = {
@@ -322,6 +341,11 @@ impl InUse {
             tracing::warn!("{}: {why}", path.display());
         }
     }
+}
+
+/// Path and reason: whose document it is the asker knows.
+fn in_document(problem: config::Problem) -> String {
+    config::Problem { origin: None, ..problem }.to_string()
 }
 
 fn replace(path: &Path, text: &str) -> std::io::Result<()> {
@@ -393,6 +417,81 @@ mod tests {
             };
             assert_eq!(standby_cluster(&remote, "app").conn_url.as_deref(), url, "{hosts}");
         }
+    }
+
+    fn local(restapi: Value) -> Local {
+        let document = json!({
+            "scope": "demo", "name": "a",
+            "restapi": {"listen": "127.0.0.1:8008"},
+            "raft": {"self_addr": "127.0.0.1:2222", "data_dir": "/raft"},
+            "postgresql": {
+                "listen": "127.0.0.1:5432", "connect_address": "127.0.0.1:5432",
+                "data_dir": "/data", "bin_dir": "/bin",
+                "authentication": {
+                    "superuser": {"username": "p", "password": "dummy"},
+                    "replication": {"username": "r", "password": "dummy"},
+                },
+            },
+        });
+        let (Value::Object(mut document), Value::Object(restapi)) = (document, restapi) else {
+            panic!("two objects")
+        };
+        config::merge(&mut document, Map::from_iter([("restapi".to_owned(), restapi.into())]));
+        let document = Value::Object(document);
+        let environment = [("PATRONI_CONFIGURATION".to_owned(), document.to_string())];
+        let loaded = config::load(None, &environment.into_iter().collect());
+        let (local, warnings) = loaded.unwrap_or_else(|error| panic!("{error}"));
+        assert!(warnings.is_empty(), "{warnings:?}");
+        local
+    }
+
+    /// Proves REST-291, REST-292, REST-293, REST-294, REST-295, REST-296, REST-302, REST-303, REST-304,
+    /// REST-305, REST-315, REST-363: each key of the section arrives at the server, or is known and has
+    /// no meaning here (`thread_pool_size`).
+    #[test]
+    fn the_section_arrives_at_the_server() {
+        let plain = local(json!({}));
+        let config = for_api(&plain);
+        assert_eq!(plain.api_url(), "http://127.0.0.1:8008/patroni");
+        assert_eq!(config.listen, "127.0.0.1:8008");
+        assert!(config.credentials.is_none() && config.certfile.is_none());
+        assert!(config.allowlist.is_empty() && !config.allowlist_include_members);
+        assert_eq!(config.verify_client, api::VerifyClient::None);
+        assert_eq!(config.server_tokens, api::ServerTokens::Original);
+        let times = (config.handshake_timeout.as_secs(), config.request_timeout.as_secs());
+        assert_eq!((times, config.request_queue_size, config.max_connections), ((2, 5), 5, 512));
+
+        let full = local(json!({
+            "listen": "a,b:1", "connect_address": "[::1]:2",
+            "authentication": {"username": "u", "password": "dummy"},
+            "certfile": "/c", "keyfile": "/k", "keyfile_password": "dummy-key", "cafile": "/ca",
+            "ciphers": "HIGH", "verify_client": "Required", "allowlist": ["x", "10.0.0.0/8"],
+            "allowlist_include_members": "on", "http_extra_headers": {"A": "b"},
+            "https_extra_headers": {"C": 1}, "server_tokens": "minimal", "request_queue_size": 7,
+            "thread_pool_size": 9, "handshake_timeout": 0, "request_timeout": 8,
+            "max_connections": 99, "unix_socket": "/s", "strict_config": true,
+        }));
+        let config = for_api(&full);
+        assert_eq!(full.api_url(), "https://[::1]:2/patroni");
+        assert!(full.restapi.strict_config);
+        assert_eq!(config.listen, "a,b:1");
+        let credentials = config.credentials.expect("credentials");
+        assert_eq!((credentials.username.as_str(), credentials.password.as_str()), ("u", "dummy"));
+        let file = |path: Option<PathBuf>| path.map(|path| path.display().to_string());
+        assert_eq!(file(config.certfile).as_deref(), Some("/c"));
+        assert_eq!(file(config.keyfile).as_deref(), Some("/k"));
+        assert_eq!(config.keyfile_password.as_deref(), Some("dummy-key"));
+        assert_eq!(file(config.cafile).as_deref(), Some("/ca"));
+        assert_eq!(file(config.unix_socket).as_deref(), Some("/s"));
+        assert_eq!(config.ciphers.as_deref(), Some("HIGH"));
+        assert_eq!(config.verify_client, api::VerifyClient::Required);
+        assert_eq!(config.server_tokens, api::ServerTokens::Minimal);
+        assert_eq!(config.allowlist, ["x", "10.0.0.0/8"]);
+        assert!(config.allowlist_include_members);
+        assert_eq!(config.http_extra_headers, [("A".to_owned(), "b".to_owned())]);
+        assert_eq!(config.https_extra_headers, [("C".to_owned(), "1".to_owned())]);
+        let times = (config.handshake_timeout.as_secs(), config.request_timeout.as_secs());
+        assert_eq!((times, config.request_queue_size, config.max_connections), ((1, 8), 7, 99));
     }
 
     /// Proves HA-113 (what is no order to promote): a section that is still there and says nothing.

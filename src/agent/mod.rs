@@ -12,6 +12,7 @@ mod clock;
 mod configuration;
 mod events;
 pub mod http;
+mod measured;
 mod orders;
 pub mod peers;
 mod publisher;

@@ -84,6 +84,28 @@ impl Hands {
         Deadline(boottime().plus(timing.retry_timeout_ms()))
     }
 
+    /// REST-465: what is wrong with a document that was not wrong with the one before it.
+    ///
+    /// # Errors
+    /// The refusal, if this node is strict.
+    fn judge(
+        &self,
+        how: &str,
+        before: &Map<String, Value>,
+        after: &Map<String, Value>,
+    ) -> Result<Vec<String>, ConfigOutcome> {
+        let known = self.configuration.objections(before);
+        let mut new = self.configuration.objections(after);
+        new.retain(|objection| !known.contains(objection));
+        if !new.is_empty() && self.configuration.is_strict() {
+            return Err(ConfigOutcome::Refused(new));
+        }
+        for objection in &new {
+            tracing::warn!("{how} /config: {objection}");
+        }
+        Ok(new)
+    }
+
     /// REST-163.
     async fn patch(&self, patch: &Map<String, Value>) -> ConfigOutcome {
         let by = self.deadline();
@@ -93,16 +115,20 @@ impl Hands {
         };
         let Some(current) = stored else { return ConfigOutcome::Missing };
         let Some(new) = merged(&current.value, patch) else {
-            return ConfigOutcome::Stored(current.value);
+            return ConfigOutcome::Stored { document: current.value, objections: Vec::new() };
+        };
+        let objections = match self.judge("PATCH", &current.value, &new) {
+            Ok(objections) => objections,
+            Err(refused) => return refused,
         };
         let expect = Expect::Version(current.version);
         match self.ports.dcs.write_config(&new, expect, by).await {
             Ok(_) => {
                 self.events.post(Event::Poke("PATCH /config"));
-                ConfigOutcome::Stored(new)
+                ConfigOutcome::Stored { document: new, objections }
             }
             Err(DcsError::Conflict { .. }) => ConfigOutcome::Conflict,
-            Err(error) => self.written_after_all(new, &error).await,
+            Err(error) => self.written_after_all(new, objections, &error).await,
         }
     }
 
@@ -110,12 +136,13 @@ impl Hands {
     async fn written_after_all(
         &self,
         wanted: Map<String, Value>,
+        objections: Vec<String>,
         error: &DcsError,
     ) -> ConfigOutcome {
         match self.ports.dcs.load(Freshness::Latest, self.deadline()).await {
             Ok(view) if view.config.as_ref().is_some_and(|stored| stored.value == wanted) => {
                 self.events.post(Event::Poke("/config"));
-                ConfigOutcome::Stored(wanted)
+                ConfigOutcome::Stored { document: wanted, objections }
             }
             Ok(_) => ConfigOutcome::Failed(error.to_string()),
             Err(_) => ConfigOutcome::Failed(format!(
@@ -131,15 +158,20 @@ impl Hands {
             Ok(view) => view.config,
             Err(error) => return ConfigOutcome::Failed(error.to_string()),
         };
-        if stored.is_some_and(|stored| stored.value == document) {
-            return ConfigOutcome::Stored(document);
+        let current = stored.map(|stored| stored.value).unwrap_or_default();
+        if current == document {
+            return ConfigOutcome::Stored { document, objections: Vec::new() };
         }
+        let objections = match self.judge("PUT", &current, &document) {
+            Ok(objections) => objections,
+            Err(refused) => return refused,
+        };
         match self.ports.dcs.write_config(&document, Expect::Anything, by).await {
             Ok(_) => {
                 self.events.post(Event::Poke("PUT /config"));
-                ConfigOutcome::Stored(document)
+                ConfigOutcome::Stored { document, objections }
             }
-            Err(error) => self.written_after_all(document, &error).await,
+            Err(error) => self.written_after_all(document, objections, &error).await,
         }
     }
 

@@ -132,6 +132,39 @@ async fn a_document_is_posted() {
     assert!(request.contains("content-length: 12"), "{request}");
 }
 
+/// Proves REST-347: 200 and exactly `Accepted` is a promise, with the position if one is given; anything
+/// else is none.
+#[tokio::test]
+async fn only_accepted_is_a_promise() {
+    for (answer, vow) in [
+        ("200 OK\r\nlsn: 7\r\n\r\nAccepted", Ok(Some(Lsn(7)))),
+        ("200 OK\r\n\r\nAccepted", Ok(None)),
+        ("200 OK\r\nlsn: x\r\n\r\nAccepted", Ok(None)),
+        ("200 OK\r\n\r\nAccepted!", Err(())),
+        ("202 Accepted\r\n\r\nAccepted", Err(())),
+        ("500 Internal Server Error\r\n\r\nRunning as a leader", Err(())),
+    ] {
+        let (url, server) = answering(format!("HTTP/1.0 {answer}").into_bytes()).await;
+        let peers = HttpPeers::new(client());
+        let call = Call::parse(
+            &serde_json::json!({"name": "a", "conn_url": "x", "api_url": "http://x/patroni"})
+                .as_object()
+                .cloned()
+                .unwrap_or_default(),
+        )
+        .expect("a call");
+        let asked = vec![(MemberName::from("b"), url)];
+        let mut vows = peers.failsafe(asked, call, Deadline::in_ms(5000));
+        let (_, got) = vows.next().await.expect("an outcome");
+        match (got, vow) {
+            (Vow::Accepted { lsn }, Ok(expected)) => assert_eq!(lsn, expected, "{answer}"),
+            (Vow::Refused(_), Err(())) => {}
+            (got, _) => panic!("{answer}: {got:?}"),
+        }
+        assert!(server.await.expect("the server").starts_with("POST /failsafe "));
+    }
+}
+
 /// Proves REST-349 (URLs of other endpoints).
 #[test]
 fn other_endpoints_keep_scheme_and_host() {

@@ -1,12 +1,13 @@
 //! What a turn saw goes to the REST API and to the log. (docs/design.md section 2)
 
 use crate::agent::configuration::InUse;
-use crate::api::Snapshot;
+use crate::api::{Meter, Snapshot};
 use crate::ha::journal::{Decision, Journal};
 use crate::ha::ports::{Observation, Publish, Seen, Server};
 use chrono::Utc;
 use hathi_dcs::{Millis, boottime};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// Fills the snapshot, and says each change once.
@@ -16,11 +17,12 @@ pub struct Publisher {
     last_read: Mutex<Millis>,
     configuration: Mutex<Weak<InUse>>,
     journal: Arc<Journal>,
+    meter: Arc<Meter>,
 }
 
 impl Publisher {
     pub fn new(first: Snapshot) -> (Self, watch::Receiver<Arc<Snapshot>>) {
-        let journal = first.journal.clone();
+        let (journal, meter) = (first.journal.clone(), first.meter.clone());
         let (snapshot, reader) = watch::channel(Arc::new(first));
         let publisher = Self {
             snapshot,
@@ -28,6 +30,7 @@ impl Publisher {
             last_read: Mutex::default(),
             configuration: Mutex::new(Weak::new()),
             journal,
+            meter,
         };
         (publisher, reader)
     }
@@ -35,6 +38,15 @@ impl Publisher {
     /// Whose cache file is kept up to date.
     pub fn serves(&self, configuration: &Arc<InUse>) {
         *lock(&self.configuration) = Arc::downgrade(configuration);
+    }
+
+    /// (REST-469)
+    fn count(&self, decision: &Decision) {
+        self.meter.turn(Duration::from_millis(decision.took_ms));
+        if let Some(task) = &decision.started {
+            let rule = decision.reasons.first().map_or("none", |reason| reason.rule);
+            self.meter.task(task, rule);
+        }
     }
 
     pub fn change(&self, change: impl FnOnce(&mut Snapshot)) {
@@ -87,6 +99,7 @@ impl Publish for Publisher {
     fn publish(&self, mut seen: Seen) {
         if let Some(decision) = seen.decision.take() {
             say(&decision);
+            self.count(&decision);
             self.journal.add(decision);
         }
         let read_at = seen.view.as_ref().map(|(_, at)| *at);

@@ -3,6 +3,7 @@
 use crate::agent::clock::{RealClock, Tasks};
 use crate::agent::configuration::{self, InUse};
 use crate::agent::events::{Signals, watch_store};
+use crate::agent::measured::Measured;
 use crate::agent::orders::{self, Hands};
 use crate::agent::peers::{ClientSettings, HttpClient, HttpPeers};
 use crate::agent::publisher::Publisher;
@@ -62,7 +63,7 @@ pub async fn run(
 
     let (fence, guard) = fence(&local)?;
     let first = first_snapshot(&local);
-    let gate = first.gate.clone();
+    let (gate, meter) = (first.gate.clone(), first.meter.clone());
     let (publisher, snapshot) = Publisher::new(first);
     let publisher = Arc::new(publisher);
     let postgres = LocalPostgres::new(
@@ -72,6 +73,7 @@ pub async fn run(
     let dcs =
         store::open(&local.dcs, Scope::clone(&local.scope), local.name.clone(), settings.timing)
             .await?;
+    let dcs = Measured::of(dcs, meter);
     let for_core = configuration::for_core(&local, &settings);
     publisher.change(|snapshot| snapshot.set_settings(&for_core, dynamic.clone()));
     let watchdog = watchdog(&local, settings.timing);

@@ -78,3 +78,65 @@ pub async fn see_successor(dcs: &Arc<dyn Dcs>, local: &Local) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::peers::ClientSettings;
+    use crate::config;
+    use hathi_dcs::{Version, ViewBuilder};
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    fn local() -> Local {
+        let login = json!({"username": "p", "password": "dummy"});
+        let document = json!({
+            "scope": "demo", "name": "a",
+            "restapi": {"listen": "127.0.0.1:8008"},
+            "raft": {"self_addr": "127.0.0.1:2222", "data_dir": "/raft"},
+            "postgresql": {
+                "listen": "127.0.0.1:5432", "data_dir": "/data",
+                "authentication": {"superuser": login, "replication": login},
+            },
+        });
+        let variable = ("PATRONI_CONFIGURATION".to_owned(), document.to_string());
+        config::load(None, &[variable].into()).unwrap_or_else(|error| panic!("{error}")).0
+    }
+
+    fn recorded(url: &str) -> ClusterView {
+        let mut builder = ViewBuilder::default();
+        builder.put("members/a", &json!({ "api_url": url }).to_string(), Version(1));
+        builder.build()
+    }
+
+    /// Proves REST-345, REST-065 (its last sentence): whoever answers at the address that the record
+    /// of this name shows lives under it, whatever the code; nobody there, or ourselves, is no reason.
+    #[tokio::test]
+    async fn a_namesake_that_answers_is_fatal() {
+        let client = HttpClient::new(&ClientSettings::default()).expect("a client");
+        for code in ["200 OK", "503 Service Unavailable"] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let url = format!("http://{}/patroni", listener.local_addr().expect("an address"));
+            let server = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.expect("a client");
+                let mut request = vec![0; 4096];
+                let n = stream.read(&mut request).await.expect("a request");
+                let answer = format!("HTTP/1.0 {code}\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.expect("sent");
+                String::from_utf8_lossy(&request[..n]).into_owned()
+            });
+            let why =
+                namesake(&local(), &recorded(&url), &client).await.expect("somebody is there");
+            assert!(why.contains(&url) && why.contains("another name"), "{why}");
+            assert!(server.await.expect("the server").starts_with("GET /liveness "));
+        }
+        let gone = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}/patroni", gone.local_addr().expect("an address"));
+        drop(gone);
+        assert_eq!(namesake(&local(), &recorded(&url), &client).await, None);
+        let own = local().api_url();
+        assert_eq!(namesake(&local(), &recorded(&own), &client).await, None);
+        assert_eq!(namesake(&local(), &ViewBuilder::default().build(), &client).await, None);
+    }
+}

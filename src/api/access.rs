@@ -16,8 +16,9 @@ use std::time::Duration;
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
-    /// IPv4 even when the socket says `::ffff:a.b.c.d`. (REST-460)
-    pub address: IpAddr,
+    /// IPv4 even when the socket says `::ffff:a.b.c.d`. (REST-460) `None`: it came by the socket
+    /// file, whose rights stand for address and certificate. (REST-315)
+    pub address: Option<IpAddr>,
     /// It showed a certificate that our CA signed.
     pub has_certificate: bool,
 }
@@ -116,7 +117,9 @@ impl Access {
         if !self.address_is_allowed(endpoint, peer, snapshot).await {
             return Err(Refused::Address);
         }
-        if self.needs_certificate && !peer.is_some_and(|peer| peer.has_certificate) {
+        if self.needs_certificate
+            && !peer.is_some_and(|peer| peer.has_certificate || peer.address.is_none())
+        {
             return Err(Refused::Certificate);
         }
         let Some(expected) = &self.expected else { return Ok(()) };
@@ -138,6 +141,7 @@ impl Access {
             return true;
         }
         let Some(Peer { address, .. }) = peer else { return false };
+        let Some(address) = address else { return true };
         if self.networks.iter().any(|network| network.contains(address)) {
             return true;
         }

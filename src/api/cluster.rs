@@ -21,7 +21,6 @@ pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
                 Some(body) => answer::json_bytes(StatusCode::OK, body),
                 None => answer::text(StatusCode::SERVICE_UNAVAILABLE, NO_VIEW),
             };
-            context.tally.count("cluster", response.status());
             answer::for_method(&asked.method, response)
         })
         .boxed()

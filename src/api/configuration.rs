@@ -1,5 +1,5 @@
 //! `/config`: the dynamic configuration, shown from the last view, changed by orders. (REST-162 …
-//! REST-165)
+//! REST-165, REST-465)
 
 use crate::api::asked::{Asked, readable_under};
 use crate::api::cluster::NO_VIEW;
@@ -7,6 +7,7 @@ use crate::api::order::{ConfigOutcome, Order};
 use crate::api::write::{Expects, order, route};
 use crate::api::{Context, answer};
 use hathi_dcs::boottime;
+use http::header::{HeaderValue, WARNING};
 use http::{Method, StatusCode};
 use tokio::sync::oneshot;
 use warp::Filter;
@@ -17,7 +18,6 @@ pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
     let reading = context.clone();
     let read = readable_under("config").map(move |asked: Asked| {
         let response = show(&reading);
-        reading.tally.count("config", response.status());
         answer::for_method(&asked.method, response)
     });
     let patch = route(
@@ -48,6 +48,24 @@ fn show(context: &Context) -> Response {
     }
 }
 
+/// At most so many are sent; the agents' logs have all of them.
+const WARNINGS: usize = 8;
+
+/// `299 hathi "text"`; what a header cannot carry becomes a question mark.
+fn warning(text: &str) -> HeaderValue {
+    let quoted: String = text
+        .chars()
+        .take(200)
+        .map(|c| match c {
+            '"' | '\\' => '\'',
+            c if c.is_ascii() && !c.is_ascii_control() => c,
+            _ => '?',
+        })
+        .collect();
+    HeaderValue::try_from(format!("299 hathi \"{quoted}\""))
+        .unwrap_or(HeaderValue::from_static("299 hathi \"see the log\""))
+}
+
 async fn change(
     context: &Context,
     merge: bool,
@@ -58,7 +76,17 @@ async fn change(
     let patience = 2 * timing.retry_timeout_ms() + 1000;
     match order(context, patience, make).await {
         Err(busy) => busy,
-        Ok(ConfigOutcome::Stored(config)) => answer::json(StatusCode::OK, &config),
+        Ok(ConfigOutcome::Stored { document, objections }) => {
+            let mut response = answer::json(StatusCode::OK, &document);
+            for objection in objections.iter().take(WARNINGS) {
+                response.headers_mut().append(WARNING, warning(objection));
+            }
+            response
+        }
+        Ok(ConfigOutcome::Refused(objections)) => answer::text(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            format!("not stored (restapi.strict_config): {}", objections.join("; ")),
+        ),
         Ok(ConfigOutcome::Missing) => answer::page(StatusCode::SERVICE_UNAVAILABLE),
         Ok(ConfigOutcome::Conflict) => answer::page(StatusCode::CONFLICT),
         Ok(ConfigOutcome::Failed(why)) if merge => answer::text(

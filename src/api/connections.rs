@@ -1,10 +1,12 @@
 //! How many connections are open, and which one goes when there are too many: the one that has been
-//! idle longest. Idle clients must never keep a load balancer out. (REST-320, REST-451)
+//! idle longest, and before a newcomer is turned away the oldest reader. Only an order under way keeps
+//! its place, and orders are counted. So whoever only sends half of something, or nothing, or asks for
+//! much at once, never keeps a load balancer out. (REST-320, REST-451)
 
 use crate::api::tally::Tally;
 use hathi_dcs::boottime;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -19,22 +21,39 @@ pub struct Connections {
 /// One open connection.
 #[derive(Debug)]
 pub struct Line {
-    /// A request is being worked on.
-    busy: AtomicBool,
-    /// Milliseconds of the clock when it last became idle.
+    doing: AtomicU8,
+    /// Milliseconds of the clock when it began to wait for its client.
     idle_since: AtomicU64,
     /// Told to make room.
     dropped: Notify,
 }
 
+/// It waits for its client: nothing was sent, half of a request, or the answer is being read.
+const WAITING: u8 = 0;
+/// A question is being answered.
+const ANSWERING: u8 = 1;
+/// An order is carried out; whoever gave it wants to know what came of it.
+const ORDERED: u8 = 2;
+
 impl Line {
-    pub fn begins(&self) {
-        self.busy.store(true, Ordering::Relaxed);
+    pub fn answers(&self) {
+        self.doing.store(ANSWERING, Ordering::Relaxed);
     }
 
-    pub fn ends(&self) {
+    /// The whole of an order is here, and whoever sent it may give it.
+    pub fn obeys(&self) {
+        self.doing.store(ORDERED, Ordering::Relaxed);
+    }
+
+    pub fn waits(&self) {
         self.idle_since.store(boottime().0, Ordering::Relaxed);
-        self.busy.store(false, Ordering::Relaxed);
+        self.doing.store(WAITING, Ordering::Relaxed);
+    }
+
+    /// Who goes first; `None`: not this one.
+    fn rank(&self) -> Option<(u8, u64)> {
+        let doing = self.doing.load(Ordering::Relaxed);
+        (doing < ORDERED).then(|| (doing, self.idle_since.load(Ordering::Relaxed)))
     }
 
     pub async fn told_to_go(&self) {
@@ -67,15 +86,15 @@ impl Connections {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection; `None` when all are busy.
+    /// A place for a new connection; `None` when all of them carry out orders.
     pub fn admit(self: &Arc<Self>) -> Option<Place> {
         let mut open = self.lock();
         if open.len() >= self.most {
             let oldest = open
                 .iter()
-                .filter(|(_, line)| !line.busy.load(Ordering::Relaxed))
-                .min_by_key(|(id, line)| (line.idle_since.load(Ordering::Relaxed), **id))
-                .map(|(id, _)| *id)?;
+                .filter_map(|(id, line)| Some((line.rank()?, *id)))
+                .min()
+                .map(|(_, id)| id)?;
             if let Some(line) = open.remove(&oldest) {
                 line.dropped.notify_one();
                 self.tally.dropped.fetch_add(1, Ordering::Relaxed);
@@ -83,7 +102,7 @@ impl Connections {
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let line = Arc::new(Line {
-            busy: AtomicBool::new(false),
+            doing: AtomicU8::new(WAITING),
             idle_since: AtomicU64::new(boottime().0),
             dropped: Notify::new(),
         });
@@ -98,19 +117,23 @@ mod tests {
     use super::*;
     use futures::FutureExt;
 
-    /// Proves REST-451 (the oldest idle one goes).
+    /// Proves REST-451 (who goes: the idle before the readers, orders never).
     #[tokio::test]
     async fn the_oldest_idle_one_makes_room() {
         let connections = Connections::new(2, Arc::default());
+        let goes = |place: &Place| place.line.told_to_go().now_or_never().is_some();
         let first = connections.admit().expect("room");
         let second = connections.admit().expect("room");
-        first.line.begins();
+        first.line.answers();
         let third = connections.admit().expect("room is made");
-        assert!(second.line.told_to_go().now_or_never().is_some(), "idle");
-        assert!(first.line.told_to_go().now_or_never().is_none(), "busy");
-        third.line.begins();
-        assert!(connections.admit().is_none(), "nobody is idle");
-        drop(first);
+        assert!(goes(&second) && !goes(&first), "the idle one");
+        third.line.obeys();
+        let fourth = connections.admit().expect("room is made");
+        assert!(goes(&first) && !goes(&third), "the reader");
+        fourth.line.obeys();
+        assert!(connections.admit().is_none(), "orders keep their places");
+        fourth.line.waits();
         assert!(connections.admit().is_some());
+        assert!(goes(&fourth) && !goes(&third));
     }
 }

@@ -19,7 +19,6 @@ pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
     readable_under("decisions")
         .map(move |asked: Asked| {
             let response = respond(&asked, &context.shelf.at(boottime()).snapshot.journal);
-            context.tally.count("decisions", response.status());
             answer::for_method(&asked.method, response)
         })
         .boxed()

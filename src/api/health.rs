@@ -15,7 +15,7 @@ use warp::reply::Response;
 use warp::{Filter, Rejection};
 
 /// First segments that have a route of their own. (REST-031)
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 12] = [
     "liveness",
     "readiness",
     "patroni",
@@ -25,6 +25,9 @@ const OTHERS: [&str; 9] = [
     "metrics",
     "failsafe",
     "decisions",
+    "events",
+    "openapi.json",
+    "ui",
 ];
 
 /// Every readable path that no other route has. (REST-032, REST-033)
@@ -48,7 +51,6 @@ pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
             let healthy =
                 check(rule, &asked.query, &prepared.snapshot, &prepared.told, now, &context.tally);
             let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            context.tally.count("health", status);
             answer::for_method(&asked.method, answer::json_bytes(status, prepared.document.clone()))
         })
         .boxed()

@@ -18,7 +18,6 @@ pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
                 Some(view) => answer::json(StatusCode::OK, &view.history.to_value()),
                 None => answer::text(StatusCode::SERVICE_UNAVAILABLE, NO_VIEW),
             };
-            context.tally.count("history", response.status());
             answer::for_method(&asked.method, response)
         })
         .boxed()

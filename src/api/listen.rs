@@ -3,6 +3,7 @@
 use rustix::net::sockopt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -23,6 +24,8 @@ pub enum ListenError {
         "restapi.listen: not allowed to listen on {address} (ports below 1024 need privileges)"
     )]
     Denied { address: SocketAddr },
+    #[error("restapi.unix_socket: {}: {why}", path.display())]
+    Socket { path: PathBuf, why: io::Error },
     #[error("restapi.listen: cannot listen on {address}: {cause}")]
     Failed { address: SocketAddr, cause: io::Error },
 }
@@ -175,6 +178,27 @@ mod tests {
         assert!(!line.contains('\n'));
         let elsewhere = bind("192.0.2.1:0", 128).await.expect_err("not our address");
         assert!(matches!(elsewhere, ListenError::NotHere { .. }), "{elsewhere}");
+    }
+
+    /// Proves REST-008, REST-304 and REST-401 (the queue is never shorter than a crowd of checks).
+    #[tokio::test]
+    async fn accepted_connections_notice_dead_clients() {
+        let listener = bind("127.0.0.1:0", 128).await.expect("a free port").remove(0);
+        let address = listener.local_addr().expect("an address");
+        let _client = tokio::net::TcpStream::connect(address).await.expect("it listens");
+        let (stream, _) = listener.accept().await.expect("a client");
+        assert!(sockopt::socket_keepalive(&stream).expect("an option"));
+        assert_eq!(sockopt::tcp_keepidle(&stream).expect("an option"), Duration::from_secs(3));
+        assert_eq!(sockopt::tcp_keepintvl(&stream).expect("an option"), Duration::from_secs(2));
+        assert_eq!(sockopt::tcp_keepcnt(&stream).expect("an option"), 3);
+        assert_eq!(sockopt::tcp_user_timeout(&stream).expect("an option"), 10_000);
+        assert!(sockopt::socket_reuseaddr(&listener).expect("an option"));
+        let flags = rustix::io::fcntl_getfd(&listener).expect("flags");
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "no child inherits it");
+        let mut queued = Vec::new();
+        for _ in 0..100 {
+            queued.push(tokio::net::TcpStream::connect(address).await.expect("there is room"));
+        }
     }
 
     /// Proves REST-290 (every address).

@@ -20,10 +20,10 @@ pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
             let now = boottime();
             let prepared = context.shelf.at(now);
             context.shelf.keep_fresh(&prepared, now);
-            context.tally.count("metrics", StatusCode::OK);
             let labels = labels(&prepared);
             let mut body = render(&prepared, now);
             own(&prepared, now, &labels, &mut body);
+            prepared.snapshot.meter.render(&labels, &mut body);
             context.tally.render(&labels, &mut body);
             answer::for_method(&asked.method, answer::plain(StatusCode::OK, body))
         })

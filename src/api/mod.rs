@@ -17,13 +17,20 @@ mod connections;
 mod control;
 mod decisions;
 mod document;
+mod door;
 mod dress;
+mod events;
 mod failsafe;
 mod health;
 mod history;
+mod impatient;
 pub mod listen;
+mod local_socket;
 pub mod merge;
+mod meter;
 mod metrics;
+mod mpp;
+mod openapi;
 pub mod order;
 mod prepared;
 mod probes;
@@ -36,12 +43,14 @@ pub mod snapshot;
 mod status;
 mod tally;
 mod tls;
+mod ui;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
 pub use listen::ListenError;
+pub use meter::Meter;
 pub use order::{ConfigOutcome, Order};
 pub use serve::{ApiError, Handle, Server, serve};
 pub use settings::{Credentials, RestConfig, ServerTokens, VerifyClient};
@@ -63,6 +72,9 @@ struct Context {
     /// As the last reload left it.
     current: watch::Receiver<Current>,
     tally: Arc<Tally>,
+    limits: Arc<write::Limits>,
+    /// True when the end begins.
+    closing: watch::Receiver<bool>,
 }
 
 /// The tree at one glance. The health checks come first: they are what is asked most, and whatever
@@ -88,6 +100,14 @@ fn routes(context: &Context) -> BoxedFilter<(Response,)> {
         .or(control::routes(context))
         .unify()
         .or(restart::routes(context))
+        .unify()
+        .or(mpp::routes(context))
+        .unify()
+        .or(events::routes(context))
+        .unify()
+        .or(openapi::routes(context))
+        .unify()
+        .or(ui::routes(context))
         .unify()
         // Whatever else: before any access check. (REST-006)
         .or(warp::method().map(|method: http::Method| answer::unsupported(&method)))

@@ -37,7 +37,14 @@ pub enum Order {
 #[derive(Clone, Debug, PartialEq)]
 pub enum ConfigOutcome {
     /// This is the configuration now.
-    Stored(Map<String, Value>),
+    Stored {
+        document: Map<String, Value>,
+        /// What the agents will not take as it was meant; one sentence each. (REST-465)
+        objections: Vec<String>,
+    },
+    /// Not stored: `restapi.strict_config` is on, and these are the objections. Never empty.
+    /// (REST-465)
+    Refused(Vec<String>),
     /// PATCH: there is no valid configuration to merge into.
     Missing,
     /// PATCH: somebody else changed it at the same moment.

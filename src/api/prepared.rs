@@ -119,6 +119,11 @@ impl Shelf {
         &self.orders
     }
 
+    /// Wakes whoever wants to know of changes.
+    pub fn published(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.published.clone()
+    }
+
     /// The answers as of `now`: whatever the agent published before this call is in them.
     pub fn at(&self, now: Millis) -> Arc<Prepared> {
         let published = self.published.borrow().clone();

@@ -17,22 +17,20 @@ pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
     let live = context.clone();
     let liveness = readable_under("liveness").map(move |_: Asked| {
         let now = boottime();
-        reply(&live, "liveness", is_alive(&live.shelf.at(now).snapshot, now))
+        reply(is_alive(&live.shelf.at(now).snapshot, now))
     });
     let readiness = readable_under("readiness").map(move |asked: Asked| {
         let now = boottime();
         let prepared = context.shelf.at(now);
         context.shelf.keep_fresh(&prepared, now);
         let ready = is_ready(&asked.query, &prepared.snapshot, &prepared.told, now, &context.tally);
-        reply(&context, "readiness", ready)
+        reply(ready)
     });
     liveness.or(readiness).unify().boxed()
 }
 
-fn reply(context: &Context, endpoint: &'static str, yes: bool) -> Response {
-    let status = if yes { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    context.tally.count(endpoint, status);
-    answer::bare(status)
+fn reply(yes: bool) -> Response {
+    answer::bare(if yes { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE })
 }
 
 /// The loop goes round, or is paused. Knows nothing of PostgreSQL's health. (REST-065)

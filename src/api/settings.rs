@@ -34,6 +34,10 @@ pub struct RestConfig {
     pub request_timeout: Duration,
     /// Open connections; past it the one that was idle longest goes. (REST-451)
     pub max_connections: usize,
+    /// A socket file that only its owner may open, besides `listen`. (REST-315)
+    pub unix_socket: Option<PathBuf>,
+    /// How often the certificate's files are looked at. (REST-453)
+    pub certificate_check: Duration,
 }
 
 impl RestConfig {
@@ -57,6 +61,8 @@ impl RestConfig {
             handshake_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(5),
             max_connections: 512,
+            unix_socket: None,
+            certificate_check: Duration::from_secs(10),
         }
     }
 }

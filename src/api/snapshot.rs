@@ -4,6 +4,7 @@
 //! a reload changed something. Nothing in here is fetched, decided or waited for; the only thing
 //! that moves between two snapshots is the clock, and every method that depends on it takes `now`.
 
+use crate::api::meter::Meter;
 use crate::ha::journal::Journal;
 use crate::ha::ports::{Observation, Seen};
 use crate::ha::promise::Gate;
@@ -76,6 +77,8 @@ pub struct Snapshot {
     pub scheduled_restart: Option<Value>,
     /// What the last turns decided and why; the same one in every snapshot. (REST-471)
     pub journal: Arc<Journal>,
+    /// What the agent counts about its work; the same one in every snapshot. (REST-469)
+    pub meter: Arc<Meter>,
 }
 
 impl Snapshot {
@@ -109,6 +112,7 @@ impl Snapshot {
             watchdog_failed: false,
             scheduled_restart: None,
             journal: Arc::default(),
+            meter: Arc::default(),
         }
     }
 

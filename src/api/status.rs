@@ -15,7 +15,6 @@ pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
             let context = context.clone();
             async move {
                 let prepared = context.shelf.fresh().await;
-                context.tally.count("patroni", StatusCode::OK);
                 let response = answer::json_bytes(StatusCode::OK, prepared.document.clone());
                 answer::for_method(&asked.method, response)
             }

@@ -8,6 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{CipherSuite, ProtocolVersion, RootCertStore, ServerConfig};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -93,13 +94,17 @@ fn provider(ciphers: Option<&str>) -> CryptoProvider {
     provider
 }
 
-/// When the files last changed: another value is a reason to load them again. (REST-453)
-pub fn changed_at(config: &RestConfig) -> Vec<Option<SystemTime>> {
-    [&config.certfile, &config.keyfile, &config.cafile]
-        .into_iter()
-        .flatten()
-        .map(|file| std::fs::metadata(file).and_then(|data| data.modified()).ok())
-        .collect()
+/// One file as it was: when it was written, how long it is, and which file it is (a link may point
+/// to another one of the same age). `None`: it was not there.
+pub type Stamp = Option<(SystemTime, u64, u64)>;
+
+/// The files as they are: another value is a reason to load them again. (REST-453)
+pub fn changed_at(config: &RestConfig) -> Vec<Stamp> {
+    let stamp = |file: &PathBuf| {
+        let data = std::fs::metadata(file).ok()?;
+        Some((data.modified().ok()?, data.len(), data.ino()))
+    };
+    [&config.certfile, &config.keyfile, &config.cafile].into_iter().flatten().map(stamp).collect()
 }
 
 fn file_error(key: &'static str, file: &Path, why: impl ToString) -> TlsError {

@@ -4,6 +4,8 @@
 
 use crate::api::access::{Peer, Refused};
 use crate::api::asked::writes;
+use crate::api::connections::Line;
+use crate::api::events::LISTENERS;
 use crate::api::order::Order;
 use crate::api::serve::Current;
 use crate::api::snapshot::Snapshot;
@@ -16,16 +18,42 @@ use http::{Method, StatusCode};
 use serde_json::{Map, Value};
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
 /// The largest body that is read. (REST-467)
 pub const BODY_LIMIT: usize = 1024 * 1024;
+/// Bodies up to this size are read whatever else is going on; larger ones only a few at a time, so
+/// that nobody fills the memory of a database server from outside.
+const SMALL_BODY: usize = 64 * 1024;
+const LARGE_BODIES: usize = 8;
+/// Orders under way at the same time, fewer than the agent works on (`agent::orders`).
+const ORDERS: usize = 24;
 /// How long the rest of an unwanted body is read and thrown away.
 const DRAIN_FOR: Duration = Duration::from_millis(200);
+
+/// How much at the same time.
+#[derive(Debug)]
+pub struct Limits {
+    large_bodies: Semaphore,
+    orders: Semaphore,
+    /// Of `/events`.
+    pub listeners: Arc<Semaphore>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            large_bodies: Semaphore::new(LARGE_BODIES),
+            orders: Semaphore::new(ORDERS),
+            listeners: Arc::new(Semaphore::new(LISTENERS)),
+        }
+    }
+}
 
 /// The object a client sent. Empty when the route does not want one.
 pub type Document = Map<String, Value>;
@@ -59,18 +87,21 @@ where
     let context = context.clone();
     writes(method, endpoint)
         .and(warp::ext::optional::<Peer>())
+        .and(warp::ext::optional::<Arc<Line>>())
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
-        .then(move |peer: Option<Peer>, headers: HeaderMap, body| {
+        .then(move |peer: Option<Peer>, line: Option<Arc<Line>>, headers: HeaderMap, body| {
             let (context, handler) = (context.clone(), handler.clone());
             async move {
-                let response = match enter(&context, endpoint, expects, peer, &headers, body).await
-                {
-                    Ok(document) => handler(context.clone(), document).await,
+                match enter(&context, endpoint, expects, peer, &headers, body).await {
+                    Ok(document) => {
+                        if let Some(line) = line {
+                            line.obeys();
+                        }
+                        handler(context.clone(), document).await
+                    }
                     Err(refusal) => refusal,
-                };
-                context.tally.count(endpoint, response.status());
-                response
+                }
             }
         })
         .boxed()
@@ -107,7 +138,14 @@ async fn enter<B: Buf>(
         Some(status) => Err(status),
         None => match announced(headers) {
             Ok(length) => {
-                let read = collect(body.as_mut(), length);
+                let read = async {
+                    // Closed never: the permit is there, or the client's time runs out.
+                    let _permit = match length > SMALL_BODY {
+                        true => context.limits.large_bodies.acquire().await.ok(),
+                        false => None,
+                    };
+                    collect(body.as_mut(), length).await
+                };
                 match tokio::time::timeout(request_timeout, read).await {
                     Ok(read) => read.and_then(|bytes| match expects {
                         Expects::Optional => parse_object(&bytes),
@@ -154,7 +192,7 @@ async fn collect<B: Buf>(
     mut body: impl Stream<Item = Result<B, warp::Error>> + Unpin,
     length: usize,
 ) -> Result<Bytes, StatusCode> {
-    let mut bytes = BytesMut::with_capacity(length);
+    let mut bytes = BytesMut::with_capacity(length.min(SMALL_BODY));
     while let Some(part) = body.next().await {
         let mut part = part.map_err(|_| StatusCode::BAD_REQUEST)?;
         if bytes.len() + part.remaining() > BODY_LIMIT {
@@ -212,6 +250,12 @@ pub async fn order<T>(
     patience_ms: u64,
     make: impl FnOnce(oneshot::Sender<T>) -> Order,
 ) -> Result<T, Response> {
+    let Ok(_permit) = context.limits.orders.try_acquire() else {
+        return Err(answer::text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many orders are under way; nothing was done, try again",
+        ));
+    };
     let (reply, outcome) = oneshot::channel();
     let work = async {
         context.shelf.orders().send(make(reply)).await.ok()?;

@@ -295,7 +295,7 @@ mod tests {
     }
 
     /// Proves CFG-050, CFG-051, CFG-052, CFG-053, CFG-054, CFG-055, CFG-056, CFG-057, CFG-058,
-    /// CFG-059, CFG-060, CFG-062, CFG-467.
+    /// CFG-059, CFG-060, CFG-062, CFG-467, REST-306.
     #[test]
     fn variables_reach_their_keys() {
         for (variables, expected) in [

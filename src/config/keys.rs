@@ -15,7 +15,8 @@ restapi.authentication.password restapi.certfile restapi.keyfile restapi.keyfile
 restapi.cafile restapi.ciphers restapi.verify_client restapi.allowlist
 restapi.allowlist_include_members restapi.http_extra_headers.** restapi.https_extra_headers.**
 restapi.request_queue_size restapi.thread_pool_size restapi.server_tokens
-restapi.handshake_timeout restapi.request_timeout
+restapi.handshake_timeout restapi.request_timeout restapi.max_connections
+restapi.strict_config restapi.unix_socket
 ctl.authentication.username ctl.authentication.password ctl.insecure ctl.cacert ctl.certfile
 ctl.keyfile ctl.keyfile_password
 bootstrap.dcs.** bootstrap.method bootstrap.initdb.** bootstrap.post_bootstrap bootstrap.post_init

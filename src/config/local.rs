@@ -94,6 +94,12 @@ pub struct RestApi {
     pub handshake_timeout: u32,
     /// Seconds a client may take to send a request, and to send the next one; at least 1. (REST-363)
     pub request_timeout: u32,
+    /// Connections open at the same time; at least 16. (REST-451)
+    pub max_connections: u32,
+    /// Refuse a dynamic configuration that is not understood. (REST-465)
+    pub strict_config: bool,
+    /// Listen here too, for this machine's owner of the file. (REST-315)
+    pub unix_socket: Option<PathBuf>,
 }
 
 /// Who has to show a client certificate. (CFG-102)

@@ -52,6 +52,9 @@ pub(super) fn restapi(section: &Reader<'_>) -> Option<RestApi> {
         request_queue_size: section.get("request_queue_size").integer_u32(5),
         handshake_timeout: section.get("handshake_timeout").integer_u32(2).max(1),
         request_timeout: section.get("request_timeout").integer_u32(5).max(1),
+        max_connections: section.get("max_connections").integer_u32(512).max(16),
+        strict_config: section.get("strict_config").flag(),
+        unix_socket: section.get("unix_socket").file(),
     })
 }
 

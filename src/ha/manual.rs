@@ -267,7 +267,9 @@ pub async fn request(
                 .filter(|_| settings.synchronous.mode == SynchronousMode::Priority),
             quorum: None,
         };
-        let found = search(ports, &view, leader.as_ref(), needs).await;
+        // Who names the leader itself is asked, too, and its loop takes the request off. (REST-193)
+        let from = leader.as_ref().filter(|_| wanted.candidate.is_none());
+        let found = search(ports, &view, from, needs).await;
         if found.found.is_none() {
             let mut text = format!("{action} is not possible: no good candidates have been found");
             if !found.refused.is_empty() {
@@ -294,6 +296,7 @@ pub async fn outcome(
     by: Deadline,
 ) -> Answer {
     let mut changes = ports.dcs.watch();
+    let began = ports.clock.now();
     let done = if request.is_switchover() { "Switched over" } else { "Failed over" };
     let verb = if request.is_switchover() { "switched over" } else { "failed over" };
     let noun = if request.is_switchover() { "Switchover" } else { "Failover" };
@@ -324,7 +327,11 @@ pub async fn outcome(
         let again = ports.clock.now().plus(if emptied > 0 { 300 } else { 1_000 });
         wait_for_change(ports, &mut changes, Deadline(again).earlier(by)).await;
     }
-    Answer::new(503, format!("{noun} status unknown"))
+    // (REST-362)
+    let waited = by.0.since(began) / 1000;
+    let text =
+        format!("{noun} status unknown after {waited} seconds; operation may still be in progress");
+    Answer::new(503, text)
 }
 
 async fn wait_for_change(

@@ -41,11 +41,10 @@ pub fn shown(text: &str) -> String {
 
 /// As schedules show it: `2026-11-23T20:42:16+00:00`, fraction omitted when zero.
 pub fn iso(at: &DateTime<FixedOffset>) -> String {
-    if at.nanosecond() / 1000 == 0 {
-        at.format("%Y-%m-%dT%H:%M:%S%:z").to_string()
-    } else {
-        at.format("%Y-%m-%dT%H:%M:%S%.6f%:z").to_string()
-    }
+    let fraction = if at.nanosecond() / 1000 == 0 { "" } else { "%.6f" };
+    // Offsets with seconds are those of times before the zones.
+    let zone = if at.offset().local_minus_utc() % 60 == 0 { "%:z" } else { "%::z" };
+    at.format(&format!("%Y-%m-%dT%H:%M:%S{fraction}{zone}")).to_string()
 }
 
 /// Seconds since the epoch and the microseconds of the fraction; `None` for what cannot be read.
@@ -99,6 +98,9 @@ fn read_zone(text: &str) -> Option<FixedOffset> {
     }
     let part =
         |at: usize| digits.get(at..at + 2).and_then(|two| two.parse::<i32>().ok()).unwrap_or(0);
+    if part(2) > 59 || part(4) > 59 {
+        return None;
+    }
     FixedOffset::east_opt(sign * (part(0) * 3600 + part(2) * 60 + part(4)))
 }
 
@@ -106,6 +108,25 @@ fn read_zone(text: &str) -> Option<FixedOffset> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// A zone is hours, minutes and seconds, each within its bounds, and is shown as it was read.
+    #[test]
+    fn zones_are_read_and_shown() {
+        for (text, shown_as) in [
+            ("2036-11-24T10:00:00+02:30", Some("2036-11-24T10:00:00+02:30")),
+            ("2036-11-24T10:00:00+02:30:15", Some("2036-11-24T10:00:00+02:30:15")),
+            ("2036-11-24T10:00:00.5-02:30:15", Some("2036-11-24T10:00:00.500000-02:30:15")),
+            ("2036-11-24T10:00:00+02:0290", None),
+            ("2036-11-24T10:00:00+02:60", None),
+            ("2036-11-24T10:00:00+24:00", None),
+        ] {
+            let shown = match read(text) {
+                Typed::At(at) => Some(iso(&at)),
+                Typed::WithoutZone | Typed::Unreadable => None,
+            };
+            assert_eq!(shown.as_deref(), shown_as, "{text}");
+        }
+    }
 
     /// Proves REST-005 (timestamps).
     #[test]

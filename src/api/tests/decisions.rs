@@ -6,7 +6,7 @@ use crate::ha::ports::Reason;
 use chrono::Utc;
 use hathi_dcs::{Role, State};
 
-fn add(journal: &Journal, number: u64, line: &str) {
+pub fn add(journal: &Journal, number: u64, line: &str) {
     journal.add(Decision {
         number,
         times: 1,

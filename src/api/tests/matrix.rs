@@ -92,7 +92,7 @@ fn not_streaming(mut snapshot: Snapshot) -> Snapshot {
     snapshot
 }
 
-/// Proves REST-070, REST-045, REST-456, REST-490. The cells in which we differ on purpose are
+/// Proves REST-070, REST-043, REST-044, REST-045, REST-046, REST-456, REST-490. The cells in which we differ on purpose are
 /// named: 456 = 200 without a view because the primary is one; 490 = 503 because nobody could write.
 #[test]
 fn the_matrix() {
@@ -226,7 +226,7 @@ fn paths_select_rules() {
     }
 }
 
-/// Proves REST-042, REST-053, REST-061, REST-067, REST-360.
+/// Proves REST-041 (the view's word), REST-042, REST-053, REST-061, REST-067, REST-360.
 #[test]
 fn lag_and_replication_state_count_where_a_replica_is_asked_for() {
     let mut behind = replica();
@@ -262,6 +262,38 @@ fn lag_and_replication_state_count_where_a_replica_is_asked_for() {
     assert_eq!(code(&behind, "/readiness", ""), 200);
 }
 
+/// Proves REST-041: the larger of what the leader published and what the local receiver heard of it;
+/// an old view does not count, and without either nobody lags.
+#[test]
+fn how_far_the_leader_is() {
+    let now = boottime();
+    let heard = |published: Option<&str>, receiver: Option<u64>| {
+        let mut snapshot = replica();
+        let status = published.map(|lsn| format!(r#"{{"optime":{lsn}}}"#));
+        let keys: Vec<(&str, &str)> = status.iter().map(|text| ("status", text.as_str())).collect();
+        snapshot.view = Some((view(&keys), now));
+        if let Some(details) = &mut snapshot.postgres.details {
+            details.latest_end_lsn = receiver.map(Lsn);
+        }
+        snapshot
+    };
+    for (published, receiver, expected) in [
+        (Some("1000"), Some(900), 1000),
+        (Some("1000"), Some(1100), 1100),
+        (None, Some(7), 7),
+        (Some("7"), None, 7),
+        (None, None, 0),
+    ] {
+        assert_eq!(heard(published, receiver).leader_lsn(now), Lsn(expected));
+    }
+    let mut old = heard(Some("1000000"), Some(900));
+    let later = now.plus(old.timing.ttl_ms());
+    assert_eq!(old.leader_lsn(later), Lsn(900));
+    old.postgres.details = None;
+    assert_eq!(old.leader_lsn(later), Lsn(0));
+    assert_eq!(code(&heard(None, None), "/replica", "lag=0"), 200);
+}
+
 /// Proves REST-055, REST-068.
 #[test]
 fn tags_narrow_the_readers_checks() {
@@ -293,7 +325,7 @@ fn tags_narrow_the_readers_checks() {
     assert_eq!(code(&primary(), "/read-only", "tag_x=y"), 503);
 }
 
-/// Proves REST-455: the lease, the postmaster, recovery and a demotion each end `/primary`, and only
+/// Proves REST-455, REST-047 and REST-048 (do better): the lease, the postmaster, recovery and a demotion each end `/primary`, and only
 /// the lease ends `/leader`.
 #[test]
 fn primary_means_that_writes_are_served() {

@@ -1,12 +1,19 @@
 //! The room as a whole: snapshots in, bytes on a socket out.
 
 mod decisions;
+mod events;
+mod fuzz;
 mod golden;
+mod hostile;
 mod matrix;
+mod openapi;
 mod reads;
+mod requests;
 mod restarts;
+mod sockets;
 mod tls;
 mod transport;
+mod ui;
 mod writes;
 
 use crate::api::{Order, RestConfig, Server as ApiServer, Snapshot};

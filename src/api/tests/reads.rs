@@ -7,7 +7,7 @@ use hathi_dcs::{Role, boottime};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Proves REST-454: each readable path answers GET, HEAD and OPTIONS with the same status.
+/// Proves REST-454, REST-032 (do better): each readable path answers GET, HEAD and OPTIONS with the same status.
 #[tokio::test]
 async fn get_head_and_options_share_every_route() {
     let mut snapshot = primary();
@@ -200,7 +200,7 @@ async fn a_finished_look_is_not_taken_for_a_new_one() {
     assert_eq!(reply.json()["role"], "primary");
 }
 
-/// Proves REST-321 (do better), REST-452: nobody answers for PostgreSQL, `/patroni` comes within its
+/// Proves REST-321 and REST-081 (do better), REST-452: nobody answers for PostgreSQL, `/patroni` comes within its
 /// deadline all the same, and health checks do not wait at all.
 #[tokio::test]
 async fn a_frozen_postgresql_delays_nobody() {
@@ -253,4 +253,54 @@ async fn an_unreadable_lag_is_counted() {
         "{metrics}"
     );
     assert!(metrics.contains("endpoint=\"health\",code=\"200\"} 3"), "{metrics}");
+}
+
+/// Proves REST-100, REST-101 (there is no queue of log lines here, so nothing is ever said of one).
+#[tokio::test]
+async fn the_watchdog_is_told_of_when_it_fails() {
+    let fine = Served::new(primary()).await.get("/patroni").await.json();
+    assert!(fine.get("watchdog_failed").is_none());
+    let served = Served::new(Snapshot { watchdog_failed: true, ..primary() }).await;
+    let document = served.get("/patroni").await.json();
+    assert_eq!(document["watchdog_failed"], true);
+    let last = document.as_object().and_then(|map| map.keys().next_back().cloned());
+    assert_eq!(last.as_deref(), Some("watchdog_failed"), "after everything else");
+    assert!(document.get("logger_queue_size").is_none());
+    assert!(document.get("logger_records_lost").is_none());
+}
+
+/// Proves REST-350: dotted integers, 4.0.0 or later.
+#[tokio::test]
+async fn the_version_is_one_that_members_compare() {
+    let document = Served::new(primary()).await.get("/patroni").await.json();
+    let version = document["patroni"]["version"].as_str().expect("text").to_owned();
+    let parts: Vec<u32> =
+        version.split('.').map(|part| part.parse().expect("an integer")).collect();
+    assert!(parts.len() == 3 && parts[0] >= 4, "{version}");
+    let metrics = Served::new(primary()).await.get("/metrics").await.body;
+    let padded: String = parts.iter().map(|part| format!("{part:02}")).collect();
+    assert!(metrics.contains(&format!("name=\"a\"}} {padded}\n")), "{metrics}");
+}
+
+/// Proves REST-469: answers by endpoint and code, and how long they took.
+#[tokio::test]
+async fn answers_are_counted_and_timed() {
+    let served = Served::new(primary()).await;
+    for target in ["/primary", "/replica", "/cluster", "/patroni", "/liveness"] {
+        served.get(target).await;
+    }
+    served.ask("POST", "/nosuch", "", b"").await;
+    served.ask("PATCH", "/config", "", b"").await;
+    let metrics = served.get("/metrics").await.body;
+    for sample in [
+        "hathi_rest_answers_total{scope=\"demo\",name=\"a\",endpoint=\"health\",code=\"200\"} 1",
+        "hathi_rest_answers_total{scope=\"demo\",name=\"a\",endpoint=\"health\",code=\"503\"} 1",
+        "hathi_rest_answers_total{scope=\"demo\",name=\"a\",endpoint=\"config\",code=\"411\"} 1",
+        "hathi_rest_answers_total{scope=\"demo\",name=\"a\",endpoint=\"other\",code=\"501\"} 1",
+        "hathi_rest_answer_seconds_bucket{scope=\"demo\",name=\"a\",endpoint=\"health\",le=\"+Inf\"} 2",
+        "hathi_rest_answer_seconds_count{scope=\"demo\",name=\"a\",endpoint=\"patroni\"} 1",
+    ] {
+        assert!(metrics.contains(sample), "{sample}\n{metrics}");
+    }
+    assert!(!metrics.contains("endpoint=\"history\""), "what nobody asked for is left out");
 }

@@ -117,7 +117,7 @@ fn agent(mut orders: mpsc::Receiver<Order>, answer: Answer) -> mpsc::UnboundedRe
     wishes
 }
 
-/// Proves REST-020, REST-021, REST-022, REST-023, REST-024 (second column).
+/// Proves REST-020, REST-021, REST-022, REST-023, REST-024 (second column), REST-354 (verbatim).
 /// Proves REST-221 and REST-224 (the answer as it comes), REST-245.
 /// Proves REST-246 and REST-458: a bad body does nothing.
 #[tokio::test]

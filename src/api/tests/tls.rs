@@ -159,3 +159,71 @@ async fn broken_files_are_said_at_the_start() {
         assert!(line.contains(says) && !line.contains('\n'), "{line}");
     }
 }
+
+/// Waits until the server shows a certificate that `ca` signed.
+async fn shows(served: &Served, ca: &Certs) -> bool {
+    let until = std::time::Instant::now() + PATIENCE;
+    while std::time::Instant::now() < until {
+        if let Some(reply) = ask(served, &connector(ca, None), "GET", "/primary").await {
+            return reply.status == 200;
+        }
+    }
+    false
+}
+
+/// Proves REST-311 (do better), REST-453: renewed files are in use without a reload, open connections
+/// go on, and files that do not fit together (yet) change nothing.
+#[tokio::test]
+async fn renewed_certificates_are_used() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let old = Certs::make(dir.path());
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let new = Certs::make(elsewhere.path());
+    let mut config = config(&old, VerifyClient::None);
+    config.certificate_check = Duration::from_millis(20);
+    let old_ca = elsewhere.path().join("old-ca.crt");
+    std::fs::copy(&old.ca, &old_ca).expect("a copy");
+    let trusts_old = Certs { ca: old_ca, ..old.clone() };
+    let mut served = Served::with(config.clone(), primary()).await;
+    let tcp = TcpStream::connect(served.address).await.expect("it listens");
+    let name = ServerName::try_from("localhost").expect("a name");
+    let stream = connector(&trusts_old, None).connect(name, tcp).await.expect("a handshake");
+    let mut kept = Talk::new(stream);
+    assert_eq!(kept.ask("GET", "/primary", "", b"").await.expect("an answer").status, 200);
+
+    // Half of a renewal: the key does not belong to the certificate that is there now.
+    std::fs::copy(&new.cert, &old.cert).expect("a copy");
+    tokio::time::sleep(10 * config.certificate_check).await;
+    assert!(shows(&served, &trusts_old).await, "the old one stays in use");
+    std::fs::copy(&new.key, &old.key).expect("a copy");
+    assert!(shows(&served, &new).await, "the new one is in use");
+    assert_eq!(kept.ask("GET", "/primary", "", b"").await.expect("an answer").status, 200);
+    assert!(ask(&served, &connector(&trusts_old, None), "GET", "/").await.is_none());
+
+    std::fs::write(&old.cert, "nonsense").expect("a file");
+    let why = served.handle.reconfigure(config).await.expect_err("no certificate").to_string();
+    assert!(why.contains("restapi.certfile"), "{why}");
+    assert!(shows(&served, &new).await, "a reload that fails changes nothing");
+    served.stop();
+    tokio::time::timeout(PATIENCE, &mut served.running).await.expect("ends").expect("cleanly");
+}
+
+/// Proves REST-293, REST-312 (do better): from http to https and back on one port while it is in use;
+/// what was open before goes on as it was.
+#[tokio::test]
+async fn https_comes_and_goes_by_reload() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let certs = Certs::make(dir.path());
+    let served = Served::new(primary()).await;
+    let plain = RestConfig::on("127.0.0.1:0");
+    let secured = config(&certs, VerifyClient::None);
+    let mut kept = served.connect().await;
+    assert_eq!(kept.ask("GET", "/primary", "", b"").await.expect("an answer").status, 200);
+    served.handle.reconfigure(secured).await.expect("a good configuration");
+    let tls = connector(&certs, None);
+    let reply = ask(&served, &tls, "GET", "/primary").await.expect("an answer over https");
+    assert_eq!(reply.header("strict-transport-security"), Some("max-age=1"));
+    assert_eq!(kept.ask("GET", "/primary", "", b"").await.expect("an answer").status, 200);
+    served.handle.reconfigure(plain).await.expect("a good configuration");
+    assert_eq!(served.get("/primary").await.status, 200);
+}

@@ -2,6 +2,7 @@
 
 use super::{PATIENCE, Served, Talk, primary};
 use crate::api::RestConfig;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -49,7 +50,7 @@ async fn nonsense_is_refused() {
     assert_eq!(served.get("/primary").await.status, 200);
 }
 
-/// Proves REST-010 (do better), REST-451 (deadlines): a client that sends half a request, or
+/// Proves REST-010 and REST-025 (do better), REST-363, REST-451 (deadlines): a client that sends half a request, or
 /// nothing, is let go; the others do not notice.
 #[tokio::test]
 async fn the_slow_are_let_go() {
@@ -182,4 +183,47 @@ async fn a_reload_is_all_or_nothing() {
     tokio::time::timeout(PATIENCE, &mut served.running).await.expect("ends").expect("cleanly");
     let ended = served.handle.reconfigure(RestConfig::on("127.0.0.1:0")).await;
     assert!(matches!(ended, Err(crate::api::ApiError::Ended)), "{ended:?}");
+}
+
+/// Collects what is logged on this thread, with its level.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<(tracing::Level, String)>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Heard {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        struct Words(String);
+        impl tracing::field::Visit for Words {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0.push_str(&format!("{field}={value:?} "));
+            }
+        }
+        let mut words = Words(String::new());
+        event.record(&mut words);
+        if let Ok(mut heard) = self.0.lock() {
+            heard.push((*event.metadata().level(), words.0));
+        }
+    }
+}
+
+/// Proves REST-009: a request is told at debug level only, with its client and how long it took; who
+/// hangs up early is no more than that either.
+#[tokio::test]
+async fn requests_are_told_at_debug_level() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let heard = Heard::default();
+    let registry = tracing_subscriber::registry().with(heard.clone());
+    let _guard = tracing::subscriber::set_default(registry);
+    let mut served = Served::new(primary()).await;
+    assert_eq!(served.get("/primary?x=1").await.status, 200);
+    let mut hung_up = TcpStream::connect(served.address).await.expect("it listens");
+    hung_up.write_all(b"GET /primary HTTP/1.1\r\nHo").await.expect("sent");
+    drop(hung_up);
+    served.stop();
+    tokio::time::timeout(PATIENCE, &mut served.running).await.expect("ends").expect("cleanly");
+    let heard = heard.0.lock().expect("the log").clone();
+    let ours: Vec<_> = heard.iter().filter(|(_, words)| words.contains("peer=127.0.0.1")).collect();
+    assert!(ours.iter().all(|(level, _)| *level >= tracing::Level::DEBUG), "{ours:?}");
+    let told = ours.iter().find(|(_, words)| words.contains("target=/primary?x=1"));
+    let told = told.unwrap_or_else(|| panic!("not told: {heard:?}"));
+    assert!(told.1.contains("status=200") && told.1.contains("took_ms="), "{told:?}");
 }

@@ -122,7 +122,8 @@ fn what_was_asked_is_read() {
     assert_eq!(at.to_rfc3339(), "2036-11-24T10:00:00+02:00");
 }
 
-/// Proves REST-020 … REST-026, REST-467, on every route with a mandatory body.
+/// Proves REST-020, REST-021, REST-022, REST-023, REST-024, REST-026, REST-467, REST-011 (do better), on
+/// every route with a mandatory body.
 #[tokio::test]
 async fn bad_bodies_do_nothing() {
     let mut served = Served::new(Snapshot { failsafe_mode: true, ..replica() }).await;
@@ -132,6 +133,8 @@ async fn bad_bodies_do_nothing() {
         ("POST", "/switchover"),
         ("POST", "/failover"),
         ("POST", "/failsafe"),
+        ("POST", "/citus"),
+        ("POST", "/mpp"),
     ] {
         assert_eq!(served.ask(method, path, "", b"").await.status, 411, "{path}");
         let chunked = served
@@ -185,22 +188,22 @@ async fn what_is_not_there_is_501() {
     }
 }
 
+fn stored(document: &str, objections: &[&str]) -> ConfigOutcome {
+    let objections = objections.iter().map(|text| (*text).to_owned()).collect();
+    ConfigOutcome::Stored { document: map(document), objections }
+}
+
 /// Proves REST-163, REST-164 (the answers).
 #[tokio::test]
 async fn the_configuration_is_changed_by_order() {
     let mut served = Served::new(primary()).await;
     let mut orders = std::mem::replace(&mut served.orders, tokio::sync::mpsc::channel(1).1);
     for (method, outcome, status, body) in [
-        (
-            "PATCH",
-            ConfigOutcome::Stored(map(r#"{"ttl":20,"a":{"b":1}}"#)),
-            200,
-            r#"{"ttl": 20, "a": {"b": 1}}"#,
-        ),
+        ("PATCH", stored(r#"{"ttl":20,"a":{"b":1}}"#, &[]), 200, r#"{"ttl": 20, "a": {"b": 1}}"#),
         ("PATCH", ConfigOutcome::Missing, 503, "Error code: 503"),
         ("PATCH", ConfigOutcome::Conflict, 409, "Error code: 409"),
         ("PATCH", ConfigOutcome::Failed("the store is gone".into()), 503, "the store is gone"),
-        ("PUT", ConfigOutcome::Stored(map(r#"{"ttl":20}"#)), 200, r#"{"ttl": 20}"#),
+        ("PUT", stored(r#"{"ttl":20}"#, &[]), 200, r#"{"ttl": 20}"#),
         ("PUT", ConfigOutcome::Failed("the store is gone".into()), 502, "Error code: 502"),
     ] {
         let (reply, ()) = tokio::join!(served.send(method, "/config", r#"{"ttl": 20}"#), async {
@@ -222,6 +225,36 @@ async fn the_configuration_is_changed_by_order() {
         drop(orders.recv().await);
     });
     assert_eq!(reply.status, 503, "the agent went away");
+}
+
+/// Proves REST-465: what is not understood is stored and said in headers that every client can read;
+/// a strict node's refusal is a 422 with the reasons.
+#[tokio::test]
+async fn objections_are_said() {
+    let mut served = Served::new(primary()).await;
+    let mut orders = std::mem::replace(&mut served.orders, tokio::sync::mpsc::channel(1).1);
+    let many: Vec<String> = (0..20).map(|n| format!("key{n}: is not \"known\" \u{e4}\n")).collect();
+    let objections: Vec<&str> = many.iter().map(String::as_str).collect();
+    for (outcome, status) in [
+        (stored(r#"{"ttl":20}"#, &objections), 200),
+        (ConfigOutcome::Refused(vec!["ttl: is no number".into(), "x: is not known".into()]), 422),
+    ] {
+        let (reply, ()) = tokio::join!(served.send("PATCH", "/config", r#"{"ttl": 20}"#), async {
+            match orders.recv().await {
+                Some(Order::PatchConfig { reply, .. }) => reply.send(outcome).expect("it waits"),
+                other => panic!("{other:?}"),
+            }
+        });
+        assert_eq!(reply.status, status);
+        let warnings: Vec<_> =
+            reply.head.lines().filter(|line| line.starts_with("warning: ")).collect();
+        if status == 200 {
+            assert_eq!(warnings.len(), 8, "{}", reply.head);
+            assert_eq!(warnings[1], "warning: 299 hathi \"key1: is not 'known' ??\"");
+        } else {
+            assert!(reply.body.contains("ttl: is no number; x: is not known"), "{}", reply.body);
+        }
+    }
 }
 
 /// Proves REST-190 (the order, and the answer as it comes), REST-194, REST-240, REST-241.
@@ -332,14 +365,14 @@ async fn passwords_are_asked_for() {
         let asks = reply.header("www-authenticate");
         assert_eq!(asks, (status == 401).then_some("Basic realm=\"Patroni\""));
     }
-    for path in ["/config", "/switchover", "/failover", "/reload", "/failsafe"] {
+    for path in ["/config", "/switchover", "/failover", "/reload", "/failsafe", "/citus", "/mpp"] {
         let method = if path == "/config" { "PATCH" } else { "POST" };
         assert_eq!(served.send(method, path, "{}").await.status, 401, "{path}");
         assert_ne!(served.get(path).await.status, 401, "{path}");
     }
 }
 
-/// Proves REST-271, REST-272, REST-273, REST-275, REST-460.
+/// Proves REST-271, REST-272, REST-273, REST-274, REST-275, REST-460.
 #[tokio::test]
 async fn addresses_are_checked_first() {
     let reload = async |config: RestConfig, snapshot: Snapshot, path: &str| {

@@ -100,7 +100,7 @@ fn what_is_written() {
     assert_eq!(scene.done(), [format!(r#"failover {{"leader":"b","scheduled_at":"{at}"}}"#)]);
 }
 
-/// Proves REST-192 (the answers), REST-464 (nothing is waited for when it is there already).
+/// Proves REST-192 (the answers), REST-362, REST-464 (nothing is waited for when it is there already).
 #[test]
 fn what_came_of_it() {
     for (leader, candidate, switchover, status, text) in [
@@ -121,5 +121,11 @@ fn what_came_of_it() {
     let (ports, asks) = (Scene::replica().ports(), asked(true, None, None, false));
     let late = outcome(&ports, &asks, None, Deadline(Millis(0)));
     let late = futures::executor::block_on(late);
-    assert_eq!(late, Answer::new(503, "Switchover status unknown"));
+    assert_eq!(
+        late,
+        Answer::new(
+            503,
+            "Switchover status unknown after 0 seconds; operation may still be in progress"
+        )
+    );
 }

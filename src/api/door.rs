@@ -1,0 +1,235 @@
+//! One connection after the other: accepted, greeted, talked with, and let go in time. (REST-450,
+//! REST-451)
+
+use crate::api::access::Peer;
+use crate::api::asked::is_readable;
+use crate::api::connections::{Connections, Place};
+use crate::api::impatient::Impatient;
+use crate::api::local_socket::LocalSocket;
+use crate::api::serve::Current;
+use crate::api::tally::{self, Tally};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tower_service::Service;
+use warp::reply::Response;
+
+/// How long running requests may take after the shutdown began. (REST-450)
+pub const GRACE: Duration = Duration::from_secs(1);
+/// The largest header block; more is answered with 431.
+const HEADER_LIMIT: usize = 64 * 1024;
+
+/// What every connection needs.
+pub struct Door<S> {
+    pub service: S,
+    pub connections: Arc<Connections>,
+    pub current: watch::Receiver<Current>,
+    pub tally: Arc<Tally>,
+    /// True: the end begins.
+    pub closed: watch::Receiver<bool>,
+    /// Held by everybody who still talks.
+    pub alive: mpsc::WeakSender<()>,
+}
+
+/// The routes, as one service.
+pub trait Routes:
+    Service<http::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Routes for S where
+    S: Service<http::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// Who is at the other end, for the log.
+#[derive(Clone, Copy, Debug)]
+enum Whence {
+    Tcp(SocketAddr),
+    SocketFile,
+}
+
+impl fmt::Display for Whence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().fmt(f),
+            Self::SocketFile => f.write_str("socket file"),
+        }
+    }
+}
+
+/// Accepts on all of them until the set is shut down.
+pub fn open<S: Routes>(door: &Arc<Door<S>>, listeners: Vec<TcpListener>) -> JoinSet<()> {
+    let mut accepting = JoinSet::new();
+    for listener in listeners {
+        let door = Arc::clone(door);
+        accepting.spawn(async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, address)) => door.enter(|door, place| async move {
+                        greet(stream, address, door, place).await;
+                    }),
+                    Err(why) => exhausted(&why).await,
+                }
+            }
+        });
+    }
+    accepting
+}
+
+/// As [`open`], on the socket file.
+pub fn open_local<S: Routes>(door: &Arc<Door<S>>, socket: Option<LocalSocket>) -> JoinSet<()> {
+    let mut accepting = JoinSet::new();
+    if let Some(socket) = socket {
+        let door = Arc::clone(door);
+        accepting.spawn(async move {
+            loop {
+                match socket.listener.accept().await {
+                    Ok((stream, _)) => door.enter(|door, place| async move {
+                        let peer = Peer { address: None, has_certificate: false };
+                        talk(stream, Whence::SocketFile, peer, door, place).await;
+                    }),
+                    Err(why) => exhausted(&why).await,
+                }
+            }
+        });
+    }
+    accepting
+}
+
+/// Out of descriptors, most likely: gives the others time to end.
+async fn exhausted(why: &std::io::Error) {
+    tracing::debug!(%why, "REST API: a connection could not be accepted");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+impl<S: Routes> Door<S> {
+    /// Begins a talk, if there is a place and the end has not begun.
+    fn enter<F>(self: &Arc<Self>, talk: impl FnOnce(Arc<Self>, Place) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (Some(place), Some(alive)) = (self.connections.admit(), self.alive.upgrade()) else {
+            return;
+        };
+        let talk = talk(Arc::clone(self), place);
+        tokio::spawn(async move {
+            talk.await;
+            drop(alive);
+        });
+    }
+}
+
+/// The TLS handshake, if there is one, then the talk.
+async fn greet<S: Routes>(
+    stream: TcpStream,
+    address: SocketAddr,
+    door: Arc<Door<S>>,
+    place: Place,
+) {
+    let whence = Whence::Tcp(address);
+    let mut peer = Peer { address: Some(address.ip().to_canonical()), has_certificate: false };
+    let mut closed = door.closed.clone();
+    let (tls, patience) = {
+        let current = door.current.borrow();
+        (current.tls.clone(), current.handshake_timeout)
+    };
+    let Some(tls) = tls else { return talk(stream, whence, peer, door, place).await };
+    let handshake = TlsAcceptor::from(tls).accept(stream);
+    tokio::select! {
+        shaken = tokio::time::timeout(patience, handshake) => match shaken {
+            Ok(Ok(stream)) => {
+                peer.has_certificate = stream.get_ref().1.peer_certificates().is_some();
+                talk(stream, whence, peer, door, place).await;
+            }
+            Ok(Err(why)) => tracing::debug!(peer = %whence, %why, "REST API: no TLS handshake"),
+            Err(_) => tracing::debug!(peer = %whence, "REST API: the TLS handshake took too long"),
+        },
+        () = place.line.told_to_go() => {}
+        _ = closed.changed() => {}
+    }
+}
+
+async fn talk<S, IO>(io: IO, whence: Whence, peer: Peer, door: Arc<Door<S>>, place: Place)
+where
+    S: Routes,
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let line = Arc::clone(&place.line);
+    let mut closed = door.closed.clone();
+    let request_timeout = door.current.borrow().request_timeout;
+    let service = service_fn(|mut request: http::Request<Incoming>| {
+        let began = Instant::now();
+        let readable = is_readable(request.method());
+        let endpoint = tally::endpoint(readable, request.uri().path());
+        // (REST-009)
+        let logged = tracing::enabled!(tracing::Level::DEBUG)
+            .then(|| (request.method().clone(), request.uri().clone()));
+        if readable {
+            line.answers();
+        } else {
+            request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(Arc::clone(&line));
+        }
+        let answering = door.service.clone().call(request);
+        let (line, door) = (&line, &door);
+        async move {
+            let Ok(mut response) = answering.await;
+            door.current.borrow().dress.put_on(&mut response);
+            let took = began.elapsed();
+            door.tally.answered(endpoint, response.status(), took);
+            if let Some((method, target)) = logged {
+                let status = response.status().as_u16();
+                let took_ms = took.as_millis();
+                tracing::debug!(peer = %whence, %method, %target, status, took_ms, "request");
+            }
+            line.waits();
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(request_timeout)
+        .max_buf_size(HEADER_LIMIT)
+        .half_close(true)
+        .serve_connection(TokioIo::new(Impatient::new(io, request_timeout)), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = place.line.told_to_go() => return,
+        _ = closed.changed() => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(GRACE, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(why) = ended {
+        tracing::debug!(peer = %whence, %why, "REST API: a connection ended early");
+    }
+}
