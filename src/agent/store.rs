@@ -29,7 +29,7 @@ pub async fn open(
 ) -> Result<Arc<dyn Dcs>, StoreError> {
     match section {
         #[cfg(feature = "etcd")]
-        DcsSection::Etcd3(etcd) => Ok(hathi_etcd::Etcd::new(etcd_config(etcd), scope, me, timing)),
+        DcsSection::Etcd3(etcd) => Ok(hathi_etcd::open(etcd_config(etcd), scope, me, timing)),
         #[cfg(not(feature = "etcd"))]
         DcsSection::Etcd3(_) => {
             let _ = (scope, me, timing);
@@ -37,7 +37,7 @@ pub async fn open(
         }
         #[cfg(feature = "consul")]
         DcsSection::Consul(consul) => {
-            Ok(hathi_consul::Consul::new(consul_config(consul), scope, me, timing))
+            Ok(hathi_consul::open(consul_config(consul), scope, me, timing))
         }
         #[cfg(not(feature = "consul"))]
         DcsSection::Consul(_) => {

@@ -2,7 +2,7 @@
 
 use crate::{PAUSE, SETTLED, cluster};
 use hathi_test_support::process::{alive, belonging_to};
-use hathi_test_support::{Cluster, Store, Writers, check, sql};
+use hathi_test_support::{Cluster, Store, StoreServers, Writers, check, sql};
 use serde_json::json;
 use std::time::{Duration, Instant};
 

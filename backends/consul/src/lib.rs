@@ -21,4 +21,4 @@ mod txn;
 mod watcher;
 
 pub use config::{Consistency, ConsulConfig};
-pub use store::Consul;
+pub use store::{Consul, open};

@@ -6,6 +6,8 @@
 
 use crate::store::{Entry, Shared};
 use crate::txn::{Done, Op};
+use async_trait::async_trait;
+use hathi_dcs::flat::LeaderKey;
 use hathi_dcs::{DcsError, Deadline, MemberName, Status};
 
 const LEADER: &str = "leader";
@@ -30,13 +32,16 @@ impl Shared {
     fn is_mine(&self, entry: &Entry) -> bool {
         entry.value == self.me.as_str()
     }
+}
 
-    pub async fn acquire(&self, by: Deadline) -> Result<(), DcsError> {
+#[async_trait]
+impl LeaderKey for Shared {
+    async fn acquire(&self, by: Deadline) -> Result<(), DcsError> {
         for _ in 0..ROUNDS {
             let session = self.prolong_session(by).await?;
             match self.txn(by, &self.create_leader(&session)).await? {
                 Done::Committed { .. } => return Ok(()),
-                Done::SessionGone => self.session.forget(&session),
+                Done::SessionGone => self.sessions.tenure.forget(&session),
                 Done::Refused { .. } => match self.look(LEADER, by).await? {
                     // Nobody else has my session: an earlier attempt, of this call or of one that was
                     // given up, has won it.
@@ -50,14 +55,14 @@ impl Shared {
         Err(owned_by(None))
     }
 
-    pub async fn take(&self, by: Deadline) -> Result<(), DcsError> {
+    async fn take(&self, by: Deadline) -> Result<(), DcsError> {
         for _ in 0..ROUNDS {
             let session = self.prolong_session(by).await?;
             let key = self.key(LEADER);
             let ops = [Op::delete(key.clone()), Op::lock(key, self.me.as_str(), &session)];
             match self.txn(by, &ops).await? {
                 Done::Committed { .. } => return Ok(()),
-                Done::SessionGone => self.session.forget(&session),
+                Done::SessionGone => self.sessions.tenure.forget(&session),
                 Done::Refused { .. } => {}
             }
         }
@@ -66,7 +71,7 @@ impl Shared {
 
     /// The session is renewed first, then the key is looked at: what is bound to that session at the
     /// look lives at least as long as the renewal says.
-    pub async fn renew(&self, by: Deadline) -> Result<(), DcsError> {
+    async fn renew(&self, by: Deadline) -> Result<(), DcsError> {
         for _ in 0..ROUNDS {
             let session = self.prolong_session(by).await?;
             let done = match self.look(LEADER, by).await? {
@@ -86,7 +91,7 @@ impl Shared {
             };
             match done {
                 Done::Committed { .. } => return Ok(()),
-                Done::SessionGone => self.session.forget(&session),
+                Done::SessionGone => self.sessions.tenure.forget(&session),
                 Done::Refused { .. } => {}
             }
         }
@@ -94,7 +99,7 @@ impl Shared {
     }
 
     /// The status and the delete are one step: nobody sees the lock free without it.
-    pub async fn release(&self, status: Option<&Status>, by: Deadline) -> Result<(), DcsError> {
+    async fn release(&self, status: Option<&Status>, by: Deadline) -> Result<(), DcsError> {
         let mut sent_before = false;
         for _ in 0..ROUNDS {
             let entry = match self.look(LEADER, by).await? {
@@ -107,7 +112,7 @@ impl Shared {
             let index = u64::try_from(entry.version).unwrap_or(0);
             let mut ops = vec![Op::unchanged(key.clone(), index)];
             if let Some(status) = status {
-                self.forget_written("status");
+                self.kept.forget("status");
                 ops.push(Op::set(self.key("status"), &status.to_wire()));
             }
             ops.push(Op::delete(key));

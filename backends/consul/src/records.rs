@@ -2,16 +2,19 @@
 
 use crate::store::{Entry, Shared};
 use crate::txn::{Done, Op};
-use hathi_dcs::copy::version;
+use async_trait::async_trait;
+use hathi_dcs::flat::Records;
+use hathi_dcs::flat::copy::version;
 use hathi_dcs::{DcsError, Deadline, Expect, Version};
 
 fn restless(name: &str) -> DcsError {
     DcsError::unreachable("consul", 0, format!("the session was lost twice while writing {name}"))
 }
 
-impl Shared {
+#[async_trait]
+impl Records for Shared {
     /// Writes if the expectation is met. The new version is the index of the write. (DCS-119)
-    pub async fn set(
+    async fn set(
         &self,
         name: &str,
         value: String,
@@ -26,12 +29,12 @@ impl Shared {
             Expect::Version(Version(0)) => return Err(DcsError::conflict(name)),
             Expect::Version(Version(index)) => Op::cas(key, &value, index),
         };
-        self.forget_written(name);
+        self.kept.forget(name);
         match self.txn(by, &[op]).await? {
             Done::Committed { index } => {
                 let index = i64::try_from(index).unwrap_or(0);
                 let entry = Entry { value, version: index, lease: String::new() };
-                self.remember_written(name, entry);
+                self.kept.remember(name, entry);
                 Ok(version(index))
             }
             // The store holds what I wanted, and a sending of mine went unanswered: it was me, or
@@ -44,30 +47,16 @@ impl Shared {
         }
     }
 
-    /// As [`Shared::set`] without expectation, and not at all if the value stands there already.
-    /// (DCS-010, DCS-011)
-    pub async fn set_if_new(
-        &self,
-        name: &str,
-        value: String,
-        by: Deadline,
-    ) -> Result<(), DcsError> {
-        if self.known(name).is_some_and(|entry| entry.value == value) {
-            return Ok(());
-        }
-        self.set(name, value, Expect::Anything, by).await.map(drop)
-    }
-
     /// My member record, on my session. (DCS-118)
-    pub async fn set_member(&self, value: String, by: Deadline) -> Result<(), DcsError> {
+    async fn set_member(&self, value: String, by: Deadline) -> Result<(), DcsError> {
         let name = format!("members/{}", self.me);
         for _ in 0..2 {
             let session = self.session_for_member(by).await?;
             let same = |entry: &Entry| entry.value == value && entry.lease == session;
-            if self.known(&name).as_ref().is_some_and(same) {
+            if self.kept.known(&name).as_ref().is_some_and(same) {
                 return Ok(());
             }
-            self.forget_written(&name);
+            self.kept.forget(&name);
             let lock = Op::lock(self.key(&name), &value, &session);
             let mut done = self.txn(by, std::slice::from_ref(&lock)).await?;
             if let Done::Refused { .. } = done {
@@ -77,10 +66,10 @@ impl Shared {
             match done {
                 Done::Committed { index } => {
                     let index = i64::try_from(index).unwrap_or(0);
-                    self.remember_written(&name, Entry { value, version: index, lease: session });
+                    self.kept.remember(&name, Entry { value, version: index, lease: session });
                     return Ok(());
                 }
-                Done::SessionGone | Done::Refused { .. } => self.session.forget(&session),
+                Done::SessionGone | Done::Refused { .. } => self.sessions.tenure.forget(&session),
             }
         }
         Err(restless(&name))
@@ -90,7 +79,7 @@ impl Shared {
     /// answer could not be told from a lost race; the key therefore begins on my session, which
     /// nobody else has, and is then let go of. A contender that dies in between leaves nothing
     /// behind. (DCS-006, DCS-025)
-    pub async fn begin_bootstrap(&self, by: Deadline) -> Result<(), DcsError> {
+    async fn begin_bootstrap(&self, by: Deadline) -> Result<(), DcsError> {
         let name = "initialize";
         let key = self.key(name);
         let session = self.prolong_session(by).await?;
@@ -98,7 +87,7 @@ impl Shared {
         match self.txn(by, &race).await? {
             Done::Committed { .. } => {}
             Done::SessionGone => {
-                self.session.forget(&session);
+                self.sessions.tenure.forget(&session);
                 return Err(restless(name));
             }
             Done::Refused { .. } => match self.look(name, by).await? {
@@ -118,7 +107,7 @@ impl Shared {
 
     /// Deletes if the expectation is met; deleting what is not there is no error, except with a
     /// version. (DCS-008, DCS-013)
-    pub async fn delete(&self, name: &str, expect: Expect, by: Deadline) -> Result<(), DcsError> {
+    async fn delete(&self, name: &str, expect: Expect, by: Deadline) -> Result<(), DcsError> {
         let key = self.key(name);
         let ops = match expect {
             Expect::Anything => vec![Op::delete(key)],
@@ -127,7 +116,7 @@ impl Shared {
                 vec![Op::unchanged(key.clone(), index), Op::delete(key)]
             }
         };
-        self.forget_written(name);
+        self.kept.forget(name);
         match self.txn(by, &ops).await? {
             Done::Committed { .. } => {
                 // The index it gave is that of the check, not of the deletion.
@@ -143,8 +132,8 @@ impl Shared {
     }
 
     /// (DCS-017)
-    pub async fn delete_all(&self, by: Deadline) -> Result<(), DcsError> {
-        self.forget_all_written();
+    async fn delete_all(&self, by: Deadline) -> Result<(), DcsError> {
+        self.kept.forget_all();
         self.txn(by, &[Op::delete_tree(self.key(""))]).await.map(drop)
     }
 }

@@ -7,77 +7,27 @@
 
 use crate::http::Call;
 use crate::store::Shared;
-use hathi_dcs::{DcsError, Deadline, Millis, Timing, boottime};
+use hathi_dcs::flat::Tenure;
+use hathi_dcs::{DcsError, Deadline, Timing, boottime};
 use serde_json::{Value, json};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-struct State {
-    timing: Timing,
-    /// The session, and when its last confirmed creation or renewal was sent.
-    held: Option<(String, Millis)>,
-    /// The server's own minimum, in milliseconds, once it refused a shorter one.
-    minimum_ms: u64,
-}
-
-pub(crate) struct Session {
-    state: Mutex<State>,
+pub(crate) struct Sessions {
+    pub tenure: Tenure<String>,
     name: String,
-    /// Two calls that find no session must not make two.
-    creating: tokio::sync::Mutex<()>,
+    /// The server's own minimum, in milliseconds, once it refused a shorter one.
+    minimum_ms: AtomicU64,
 }
 
-impl Session {
+impl Sessions {
     pub fn new(name: String, timing: Timing) -> Self {
-        let state = State { timing, held: None, minimum_ms: 0 };
-        Self { state: Mutex::new(state), name, creating: tokio::sync::Mutex::new(()) }
+        Self { tenure: Tenure::new(timing), name, minimum_ms: AtomicU64::new(0) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Another ttl needs another session; the old one ends by itself.
-    pub fn set_timing(&self, timing: Timing) {
-        let mut state = self.state();
-        if state.timing.ttl != timing.ttl {
-            state.held = None;
-        }
-        state.timing = timing;
-    }
-
-    /// The store says that this session is gone.
-    pub fn forget(&self, id: &str) {
-        let mut state = self.state();
-        if state.held.as_ref().is_some_and(|(held, _)| held == id) {
-            state.held = None;
-        }
-    }
-
-    fn held(&self) -> Option<String> {
-        self.state().held.as_ref().map(|(id, _)| id.clone())
-    }
-
-    /// The session, if it was renewed less than about one loop_wait ago. (DCS-112)
-    fn recently_kept(&self) -> Option<String> {
-        let state = self.state();
-        let fresh_ms = state.timing.loop_wait_ms() * 9 / 10;
-        let held = state.held.as_ref();
-        held.filter(|(_, kept)| boottime().since(*kept) < fresh_ms).map(|(id, _)| id.clone())
-    }
-
-    fn kept(&self, id: &str, sent: Millis) {
-        let mut state = self.state();
-        if let Some((held, kept)) = &mut state.held
-            && held == id
-        {
-            *kept = (*kept).max(sent);
-        }
-    }
-
-    /// What is asked for: half of our ttl, or what the server allows.
+    /// What is asked for: half of our ttl, or what the server allows. The ttl is in seconds.
     fn wanted_ms(&self) -> (u32, u64) {
-        let state = self.state();
-        (state.timing.ttl, (state.timing.ttl_ms() / 2).max(state.minimum_ms))
+        let timing = self.tenure.timing();
+        (timing.ttl, (timing.ttl_ms() / 2).max(self.minimum_ms.load(Ordering::Relaxed)))
     }
 }
 
@@ -90,41 +40,38 @@ fn seconds(ms: u64) -> String {
 impl Shared {
     /// A session renewed by this very call: whoever counts its ttl from before the call is never
     /// late. Created anew if it was gone.
-    pub async fn prolong_session(&self, by: Deadline) -> Result<String, DcsError> {
-        if let Some(id) = self.session.held() {
+    pub(crate) async fn prolong_session(&self, by: Deadline) -> Result<String, DcsError> {
+        if let Some(id) = self.sessions.tenure.held() {
             let sent = boottime();
             let dc = self.agents.dc();
             let path = format!("/v1/session/renew/{id}?{}", dc.trim_start_matches('&'));
             let answer = self.agents.call(by, &Call::put(path, "")).await?;
             if answer.status.is_success() {
-                self.session.kept(&id, sent);
+                self.sessions.tenure.kept(&id, sent);
                 return Ok(id);
             }
-            self.session.forget(&id);
+            self.sessions.tenure.forget(&id);
         }
         self.create_session(by).await
     }
 
     /// A session that lives, renewed at most once per loop_wait.
-    pub async fn session_for_member(&self, by: Deadline) -> Result<String, DcsError> {
-        match self.session.recently_kept() {
+    pub(crate) async fn session_for_member(&self, by: Deadline) -> Result<String, DcsError> {
+        match self.sessions.tenure.recently_kept() {
             Some(id) => Ok(id),
             None => self.prolong_session(by).await,
         }
     }
 
     async fn create_session(&self, by: Deadline) -> Result<String, DcsError> {
-        let one_at_a_time = tokio::time::timeout(by.left(), self.session.creating.lock());
-        let Ok(_creating) = one_at_a_time.await else {
-            return Err(DcsError::unreachable("consul", 0, "waited for another call's session"));
-        };
+        let _making = self.sessions.tenure.make("consul", by).await?;
         loop {
-            if let Some(id) = self.session.held() {
+            if let Some(id) = self.sessions.tenure.held() {
                 return Ok(id);
             }
-            let (ttl, ms) = self.session.wanted_ms();
+            let (ttl, ms) = self.sessions.wanted_ms();
             let body = json!({
-                "name": self.session.name, "checks": self.agents.config().checks,
+                "name": self.sessions.name, "checks": self.agents.config().checks,
                 "lockdelay": "0.001s", "behavior": "delete", "ttl": seconds(ms),
             });
             let dc = self.agents.dc();
@@ -141,10 +88,7 @@ impl Shared {
             let Some(id) = id else {
                 return Err(DcsError::unreachable("consul", 0, "a session without name"));
             };
-            let mut state = self.session.state();
-            // The ttl may have changed meanwhile; then this session ends by itself.
-            if state.timing.ttl == ttl {
-                state.held = Some((id.clone(), sent));
+            if self.sessions.tenure.begin(id.clone(), ttl, sent) {
                 return Ok(id);
             }
         }
@@ -163,7 +107,7 @@ impl Shared {
              leader's lock is free after {} ms, not after ttl",
             2 * minimum_ms
         );
-        self.session.state().minimum_ms = minimum_ms;
+        self.sessions.minimum_ms.store(minimum_ms, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -216,22 +160,12 @@ mod tests {
         assert_eq!((least_ttl_ms(refusal), least_ttl_ms("no")), (15_000, 10_000));
     }
 
-    /// Proves the thrift of DCS-112.
+    /// Proves DCS-110: half of the ttl is asked for.
     #[test]
-    fn a_session_is_kept_until_the_ttl_changes() {
-        let timing = Timing { ttl: 30, loop_wait: 10, retry_timeout: 10 };
-        let session = Session::new("b-a".into(), timing);
-        assert_eq!(session.wanted_ms(), (30, 15_000));
-        session.state().held = Some(("s".into(), boottime()));
-        session.set_timing(Timing { loop_wait: 5, ..timing });
-        assert_eq!(session.recently_kept().as_deref(), Some("s"));
-        session.state().held = Some(("s".into(), boottime().minus(4_600)));
-        assert_eq!(session.recently_kept(), None);
-        session.kept("other", boottime());
-        assert_eq!(session.recently_kept(), None);
-        session.kept("s", boottime());
-        assert_eq!(session.recently_kept().as_deref(), Some("s"));
-        session.set_timing(Timing { ttl: 20, ..timing });
-        assert_eq!(session.held(), None);
+    fn half_of_the_ttl_is_asked_for() {
+        let sessions = Sessions::new("b-a".into(), Timing::default());
+        assert_eq!(sessions.wanted_ms(), (30, 15_000));
+        sessions.minimum_ms.store(20_000, Ordering::Relaxed);
+        assert_eq!(sessions.wanted_ms(), (30, 20_000));
     }
 }

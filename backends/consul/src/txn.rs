@@ -114,7 +114,7 @@ struct Request<'a> {
 
 impl Shared {
     /// Runs the operations as one; every one of them, or none.
-    pub async fn txn(&self, by: Deadline, ops: &[Op]) -> Result<Done, DcsError> {
+    pub(crate) async fn txn(&self, by: Deadline, ops: &[Op]) -> Result<Done, DcsError> {
         let lines: Vec<Request<'_>> = ops.iter().map(|kv| Request { kv }).collect();
         let body = serde_json::to_vec(&lines).map_err(|why| strange(&why))?;
         let path = format!("/v1/txn?{}", self.agents.dc().trim_start_matches('&'));

@@ -10,6 +10,7 @@ pub mod faults;
 pub mod lock;
 pub mod outage;
 pub mod records;
+pub mod servers;
 mod strict;
 pub mod watching;
 
@@ -194,6 +195,13 @@ tests! {
 pub struct Summary {
     pub passed: Vec<&'static str>,
     pub could_not: Vec<(&'static str, Cannot)>,
+}
+
+impl Summary {
+    /// The tests that this store could not run.
+    pub fn impossible(&self) -> Vec<&'static str> {
+        self.could_not.iter().map(|(name, _)| *name).collect()
+    }
 }
 
 /// Runs every test, a few at a time, prints one line each and panics at the end if any failed.

@@ -6,9 +6,9 @@
 //!
 //! What never enters: a store's client, a socket, a decision about leadership.
 
-#[cfg(feature = "copy")]
-pub mod copy;
 mod error;
+#[cfg(feature = "flat")]
+pub mod flat;
 pub mod json;
 pub mod moment;
 mod names;

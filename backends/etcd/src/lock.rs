@@ -4,9 +4,11 @@
 
 use crate::endpoints::{Answer, Failure};
 use crate::store::{Shared, text};
+use async_trait::async_trait;
 use etcd_client::{
     Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
+use hathi_dcs::flat::LeaderKey;
 use hathi_dcs::{DcsError, Deadline, MemberName, Status};
 
 const LEADER: &str = "leader";
@@ -71,7 +73,7 @@ impl Shared {
                     return Ok((answer, lease));
                 }
                 Err(Failure::LeaseGone) if !last => {
-                    self.lease.forget(lease);
+                    self.lease.forget(&lease);
                     lease = self.prolong_lease(by).await?;
                 }
                 Err(failure) => return Err(failure.into_error()),
@@ -79,8 +81,11 @@ impl Shared {
         }
         Err(DcsError::unreachable("etcd", 0, "the lease was lost twice"))
     }
+}
 
-    pub async fn acquire(&self, by: Deadline) -> Result<(), DcsError> {
+#[async_trait]
+impl LeaderKey for Shared {
+    async fn acquire(&self, by: Deadline) -> Result<(), DcsError> {
         let lease = self.prolong_lease(by).await?;
         let (answer, lease) =
             self.bind_leader(by, lease, |lease| self.create_leader(lease)).await?;
@@ -95,16 +100,16 @@ impl Shared {
         }
     }
 
-    pub async fn take(&self, by: Deadline) -> Result<(), DcsError> {
+    async fn take(&self, by: Deadline) -> Result<(), DcsError> {
         let lease = self.prolong_lease(by).await?;
         self.bind_leader(by, lease, |lease| Txn::new().and_then([self.put_leader(lease)])).await?;
         Ok(())
     }
 
     /// One keepalive; nothing is written as long as the key hangs on my lease.
-    pub async fn renew(&self, by: Deadline) -> Result<(), DcsError> {
+    async fn renew(&self, by: Deadline) -> Result<(), DcsError> {
         let lease = self.prolong_lease(by).await?;
-        if let Some(Some(entry)) = self.copy.entry(LEADER, self.own_revision())
+        if let Some(Some(entry)) = self.kept.copy.entry(LEADER, self.kept.own())
             && entry.lease == lease
             && entry.value == self.me.as_str()
         {
@@ -126,10 +131,10 @@ impl Shared {
     }
 
     /// The status and the delete are one transaction: nobody sees the lock free without it.
-    pub async fn release(&self, status: Option<&Status>, by: Deadline) -> Result<(), DcsError> {
+    async fn release(&self, status: Option<&Status>, by: Deadline) -> Result<(), DcsError> {
         let mut steps = Vec::with_capacity(2);
         if let Some(status) = status {
-            self.forget_written("status");
+            self.kept.forget("status");
             steps.push(TxnOp::put(self.key("status"), status.to_wire(), None));
         }
         steps.push(TxnOp::delete(self.key(LEADER), None));

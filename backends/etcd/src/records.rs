@@ -3,8 +3,10 @@
 use crate::endpoints::Failure;
 use crate::lock::read_in;
 use crate::store::{Entry, Shared};
+use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, DeleteOptions, PutOptions, Txn, TxnOp};
-use hathi_dcs::copy::version;
+use hathi_dcs::flat::Records;
+use hathi_dcs::flat::copy::version;
 use hathi_dcs::{DcsError, Deadline, Expect, Version};
 
 impl Shared {
@@ -24,9 +26,12 @@ impl Shared {
             }
         })
     }
+}
 
+#[async_trait]
+impl Records for Shared {
     /// Writes if the expectation is met. The new version is the revision of the write. (DCS-088)
-    pub async fn set(
+    async fn set(
         &self,
         name: &str,
         value: String,
@@ -37,11 +42,11 @@ impl Shared {
             .when(self.compare(name, expect)?)
             .and_then([TxnOp::put(self.key(name), value.as_str(), None)])
             .or_else([TxnOp::get(self.key(name), None)]);
-        self.forget_written(name);
+        self.kept.forget(name);
         let answer = self.txn(by, txn).await.map_err(Failure::into_error)?;
         if answer.value.succeeded() {
             let revision = self.wrote(answer.value.header());
-            self.remember_written(name, Entry { value, version: revision, lease: 0 });
+            self.kept.remember(name, Entry { value, version: revision, lease: 0 });
             return Ok(version(revision));
         }
         match read_in(&answer.value) {
@@ -54,28 +59,15 @@ impl Shared {
         }
     }
 
-    /// As [`Shared::set`] without expectation, and not at all if the value stands there already.
-    /// (DCS-010, DCS-011)
-    pub async fn set_if_new(
-        &self,
-        name: &str,
-        value: String,
-        by: Deadline,
-    ) -> Result<(), DcsError> {
-        if self.known(name).is_some_and(|entry| entry.value == value) {
-            return Ok(());
-        }
-        self.set(name, value, Expect::Anything, by).await.map(drop)
-    }
-
     /// My member record, on my lease. (DCS-090)
-    pub async fn set_member(&self, value: String, by: Deadline) -> Result<(), DcsError> {
+    async fn set_member(&self, value: String, by: Deadline) -> Result<(), DcsError> {
         let name = format!("members/{}", self.me);
         let mut lease = self.lease_for_member(by).await?;
-        if self.known(&name).is_some_and(|entry| entry.value == value && entry.lease == lease) {
+        if self.kept.known(&name).is_some_and(|entry| entry.value == value && entry.lease == lease)
+        {
             return Ok(());
         }
-        self.forget_written(&name);
+        self.kept.forget(&name);
         for last in [false, true] {
             let (key, data) = (self.key(&name), value.as_str());
             let put = self
@@ -89,11 +81,11 @@ impl Shared {
             match put {
                 Ok(answer) => {
                     let revision = self.wrote(answer.value.header());
-                    self.remember_written(&name, Entry { value, version: revision, lease });
+                    self.kept.remember(&name, Entry { value, version: revision, lease });
                     return Ok(());
                 }
                 Err(Failure::LeaseGone) if !last => {
-                    self.lease.forget(lease);
+                    self.lease.forget(&lease);
                     lease = self.prolong_lease(by).await?;
                 }
                 Err(failure) => return Err(failure.into_error()),
@@ -106,7 +98,7 @@ impl Shared {
     /// answer could not be told from a lost race; the key therefore begins on my lease, which
     /// nobody else has, and is then written again without one. A contender that dies in between
     /// leaves nothing behind. (DCS-006, DCS-025)
-    pub async fn begin_bootstrap(&self, by: Deadline) -> Result<(), DcsError> {
+    async fn begin_bootstrap(&self, by: Deadline) -> Result<(), DcsError> {
         let name = "initialize";
         let lease = self.prolong_lease(by).await?;
         let on_my_lease = Some(PutOptions::new().with_lease(lease));
@@ -137,12 +129,12 @@ impl Shared {
 
     /// Deletes if the expectation is met; deleting what is not there is no error, except with a
     /// version. (DCS-008, DCS-013)
-    pub async fn delete(&self, name: &str, expect: Expect, by: Deadline) -> Result<(), DcsError> {
+    async fn delete(&self, name: &str, expect: Expect, by: Deadline) -> Result<(), DcsError> {
         let txn = Txn::new()
             .when(self.compare(name, expect)?)
             .and_then([TxnOp::delete(self.key(name), None)])
             .or_else([TxnOp::get(self.key(name), None)]);
-        self.forget_written(name);
+        self.kept.forget(name);
         let answer = self.txn(by, txn).await.map_err(Failure::into_error)?;
         if answer.value.succeeded() {
             self.wrote(answer.value.header());
@@ -155,9 +147,9 @@ impl Shared {
     }
 
     /// (DCS-017)
-    pub async fn delete_all(&self, by: Deadline) -> Result<(), DcsError> {
+    async fn delete_all(&self, by: Deadline) -> Result<(), DcsError> {
         let prefix = self.key("");
-        self.forget_all_written();
+        self.kept.forget_all();
         let answer = self
             .endpoints
             .call(by, |client| {

@@ -15,71 +15,20 @@ use crate::trouble::{Trouble, by_status, classify, whole_text};
 use etcd_client::{
     Client, Error, Event, EventType, GetOptions, ResponseHeader, WatchOptions, WatchResponse,
 };
-use futures::StreamExt;
+use hathi_dcs::flat::{Ended, Wake};
 use hathi_dcs::{Change, Deadline};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
-use tokio_stream::wrappers::BroadcastStream;
-
-/// How many changes may wait for a slow reader before it gets `Everything` instead.
-const BACKLOG: usize = 64;
 
 /// How long the reading and the beginning of the watch may take.
 const SETUP_MS: u64 = 2_000;
 
-pub(crate) struct Watcher {
-    changes: broadcast::Sender<Change>,
-    task: tokio::task::AbortHandle,
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// Why a watch ended.
-enum End {
-    /// Calls use another endpoint now; follow them at once.
-    Moved,
-    Broken(String),
-}
-
-impl Watcher {
-    pub fn start(shared: Arc<Shared>) -> Arc<Self> {
-        let changes = broadcast::Sender::new(BACKLOG);
-        let task = tokio::spawn(run(shared, changes.clone())).abort_handle();
-        Arc::new(Self { changes, task })
-    }
-
-    pub fn changes(&self) -> impl futures::Stream<Item = Change> + Send + use<> {
-        // Lagging is the only error: the reader missed something.
-        BroadcastStream::new(self.changes.subscribe())
-            .map(|change| change.unwrap_or(Change::Everything))
-    }
-}
-
-async fn run(shared: Arc<Shared>, changes: broadcast::Sender<Change>) {
-    let shortest = Duration::from_millis(50);
-    let mut pause = shortest;
-    let mut moves = shared.endpoints.moves();
-    loop {
-        moves.mark_unchanged();
+impl Shared {
+    pub(crate) async fn follow(&self, wake: &Wake) -> Ended {
         let mut served = false;
-        let end = watch_once(&shared, &changes, &mut moves, &mut served).await;
-        shared.copy.dies();
-        if served {
-            pause = shortest;
-        }
-        match end {
-            End::Moved => tracing::debug!("the watch follows to another etcd endpoint"),
-            End::Broken(why) if served => tracing::info!(%why, "the watch on etcd ended"),
-            End::Broken(why) => tracing::debug!(%why, "no watch on etcd yet"),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(1));
+        let why = follow(self, wake, &mut served).await;
+        Ended { served, why }
     }
 }
 
@@ -102,16 +51,13 @@ async fn after(shared: &Shared, client: &Client, endpoint: &Arc<Endpoint>, troub
     }
 }
 
-async fn watch_once(
-    shared: &Arc<Shared>,
-    changes: &broadcast::Sender<Change>,
-    moves: &mut watch::Receiver<u64>,
-    served: &mut bool,
-) -> End {
+/// Says why it ended.
+async fn follow(shared: &Shared, wake: &Wake, served: &mut bool) -> String {
+    let mut moves = shared.endpoints.moves();
     let by = Deadline::in_ms(SETUP_MS);
     let (client, endpoint) = match shared.endpoints.stream_client(by).await {
         Ok(both) => both,
-        Err(why) => return End::Broken(why),
+        Err(why) => return why,
     };
     let setup = async {
         let everything = GetOptions::new().with_prefix();
@@ -125,22 +71,22 @@ async fn watch_once(
         Ok(Ok(all)) => all,
         Ok(Err(error)) => {
             after(shared, &client, &endpoint, classify(&error)).await;
-            return End::Broken(whole_text(&error));
+            return whole_text(&error);
         }
         Err(_elapsed) => {
             shared.endpoints.give_up(&endpoint);
-            return End::Broken(format!("{} did not answer", endpoint.url));
+            return format!("{} did not answer", endpoint.url);
         }
     };
     if shared.endpoints.is_stale(read.header()) {
         shared.endpoints.give_up(&endpoint);
-        return End::Broken(format!("{} missed an election", endpoint.url));
+        return format!("{} missed an election", endpoint.url);
     }
-    if revision < shared.own_revision() {
+    if revision < shared.kept.own() {
         // A majority read that does not know my own write: the store is not the one it was.
-        shared.reset_own_revision(revision);
+        shared.kept.reset_own(revision);
     }
-    shared.copy.replace(revision, shared.entries(&read));
+    shared.kept.copy.replace(revision, shared.entries(&read));
     loop {
         let next = async {
             match *served {
@@ -150,22 +96,22 @@ async fn watch_once(
         };
         let message = tokio::select! {
             biased;
-            _ = moves.changed() => return End::Moved,
+            _ = moves.changed() => return "calls use another endpoint now".to_owned(),
             message = next => message,
         };
         let message = match message {
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None)) => {
                 shared.endpoints.give_up(&endpoint);
-                return End::Broken(format!("{} closed the watch", endpoint.url));
+                return format!("{} closed the watch", endpoint.url);
             }
             Ok(Err(error)) => {
                 after(shared, &client, &endpoint, classify(&error)).await;
-                return End::Broken(whole_text(&error));
+                return whole_text(&error);
             }
             Err(_elapsed) => {
                 shared.endpoints.give_up(&endpoint);
-                return End::Broken(format!("{} did not begin the watch", endpoint.url));
+                return format!("{} did not begin the watch", endpoint.url);
             }
         };
         if message.canceled() {
@@ -176,33 +122,32 @@ async fn watch_once(
                 const UNAVAILABLE: i32 = 14;
                 after(shared, &client, &endpoint, by_status(UNAVAILABLE, &why)).await;
             }
-            return End::Broken(format!("{} cancelled the watch: {why}", endpoint.url));
+            return format!("{} cancelled the watch: {why}", endpoint.url);
         }
         if shared.endpoints.is_stale(message.header()) {
             shared.endpoints.give_up(&endpoint);
-            return End::Broken(format!("{} missed an election", endpoint.url));
+            return format!("{} missed an election", endpoint.url);
         }
         if message.created() && !*served {
             *served = true;
-            shared.copy.lives();
-            // Nobody listening is no error.
-            let _ = changes.send(Change::Everything);
+            shared.kept.copy.lives();
+            wake.say(Change::Everything);
         }
-        take_in(shared, changes, &message);
+        take_in(shared, wake, &message);
     }
 }
 
 /// All events of a message, then its revision: whoever waits for it finds them all.
-fn take_in(shared: &Shared, changes: &broadcast::Sender<Change>, message: &WatchResponse) {
+fn take_in(shared: &Shared, wake: &Wake, message: &WatchResponse) {
     let mut woken = Vec::with_capacity(message.events().len());
     for event in message.events() {
         woken.extend(take_in_one(shared, event));
     }
     if let (Some(header), false) = (message.header(), message.events().is_empty()) {
-        shared.copy.reached(header.revision());
+        shared.kept.copy.reached(header.revision());
     }
     for change in woken {
-        let _ = changes.send(change);
+        wake.say(change);
     }
 }
 
@@ -217,6 +162,6 @@ fn take_in_one(shared: &Shared, event: &Event) -> Option<Change> {
         EventType::Delete => None,
     };
     let value = entry.as_ref().map(|entry| entry.value.clone());
-    let before = shared.copy.apply(name, entry).map(|entry| entry.value);
+    let before = shared.kept.copy.apply(name, entry).map(|entry| entry.value);
     Change::of(name, before.as_deref(), value.as_deref())
 }

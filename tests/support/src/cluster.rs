@@ -6,7 +6,8 @@ use crate::ports::Place;
 use crate::process::{Process, alive, belonging_to, signal_pid, tail};
 use crate::rest::{self, Answer};
 use crate::{
-    Consul, ConsulOptions, Etcd, EtcdOptions, EtcdVersion, osuser, ports, sql, wait, yaml,
+    Consul, ConsulOptions, Etcd, EtcdOptions, EtcdVersion, StoreServers, osuser, ports, sql, wait,
+    yaml,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};

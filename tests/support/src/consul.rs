@@ -5,8 +5,8 @@ use crate::etcd::cache_dir;
 use crate::ports::free_ports;
 use crate::process::{Process, tail};
 use crate::proxy::Proxy;
+use crate::servers::{Seat, Seats, StoreServers, seated};
 use crate::{osuser, rest, wait};
-use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,14 +33,13 @@ struct Member {
     https: u16,
     server: u16,
     serf: u16,
-    proxy: Option<Proxy>,
-    process: Option<Process>,
 }
 
 /// A Consul cluster of its own, ended and removed when dropped.
 pub struct Consul {
     options: ConsulOptions,
     members: Vec<Member>,
+    seats: Seats,
     pub certs: Option<Certs>,
     dir: tempfile::TempDir,
 }
@@ -54,17 +53,19 @@ impl Consul {
     pub async fn start(options: ConsulOptions) -> Self {
         let dir = osuser::server_dir("hathi-consul-");
         let certs = options.tls.then(|| Certs::make(dir.path()));
+        let mut seats = Seats::default();
         let members = (0..options.members)
             .map(|i| {
                 let ports = free_ports(4);
                 let name = format!("c{i}");
                 let proxy = options.proxied.then(|| Proxy::start(ports[0]));
+                seats.0.push(Seat { process: None, proxy });
                 let dir = dir.path().join(&name);
                 let (http, https, server, serf) = (ports[0], ports[1], ports[2], ports[3]);
-                Member { name, dir, http, https, server, serf, proxy, process: None }
+                Member { name, dir, http, https, server, serf }
             })
             .collect();
-        let mut consul = Self { options, members, certs, dir };
+        let mut consul = Self { options, members, seats, certs, dir };
         consul.start_all();
         consul.ready().await;
         consul
@@ -72,25 +73,62 @@ impl Consul {
 
     /// `host:port` of what clients connect to: the proxies if there are some.
     pub fn hosts(&self) -> Vec<String> {
-        let port = |m: &Member| match (&m.proxy, self.options.tls) {
+        let port = |m: &Member, seat: &Seat| match (&seat.proxy, self.options.tls) {
             (Some(proxy), _) => proxy.port,
             (None, true) => m.https,
             (None, false) => m.http,
         };
-        self.members.iter().map(|m| format!("127.0.0.1:{}", port(m))).collect()
+        let each = self.members.iter().zip(&self.seats.0);
+        each.map(|(m, seat)| format!("127.0.0.1:{}", port(m, seat))).collect()
     }
 
-    pub fn proxies(&self) -> impl Iterator<Item = &Proxy> {
-        self.members.iter().filter_map(|m| m.proxy.as_ref())
+    fn running(&self) -> impl Iterator<Item = (usize, &Member)> {
+        self.members.iter().enumerate().filter(|(i, _)| self.seats.runs(*i))
     }
 
-    /// Starts every server that does not run, on its old data.
-    pub fn start_all(&mut self) {
+    async fn ask(
+        &self,
+        port: u16,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<rest::Answer, String> {
+        let token = match &self.options.token {
+            Some(token) if path.contains('?') => format!("&token={token}"),
+            Some(token) => format!("?token={token}"),
+            None => String::new(),
+        };
+        rest::request(method, port, &format!("{path}{token}"), body, Duration::from_secs(3)).await
+    }
+
+    /// One request beside the backend, to the first server that runs.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<rest::Answer, String> {
+        let (_, first) = self.running().next().ok_or("no server runs")?;
+        self.ask(first.http, method, path, body).await
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+seated!(Consul);
+
+impl StoreServers for Consul {
+    fn start_all(&mut self) {
         assert!(binary().exists(), "{} is not there: run scripts/setup", binary().display());
         let join: Vec<String> =
             self.members.iter().map(|m| format!("127.0.0.1:{}", m.serf)).collect();
         for i in 0..self.members.len() {
-            if self.members[i].process.is_some() {
+            if self.seats.runs(i) {
                 continue;
             }
             let m = &self.members[i];
@@ -124,13 +162,12 @@ impl Consul {
             let mut command = Command::new(binary());
             command.env_clear().args(["agent", "-config-file"]).arg(&file);
             let log = self.dir.path().join(format!("{}.log", m.name));
-            self.members[i].process = Some(Process::start(command, &log));
+            self.seats.0[i].process = Some(Process::start(command, &log));
         }
     }
 
-    /// Waits until every server that runs has a leader that writes.
-    pub async fn ready(&self) {
-        for m in self.members.iter().filter(|m| m.process.is_some()) {
+    async fn ready(&self) {
+        for (_, m) in self.running() {
             let serves = wait::until("consul serves", Duration::from_secs(60), || async {
                 match self.ask(m.http, "PUT", "/v1/kv/ready", Some(&json!(1))).await {
                     Ok(answer) if answer.body.trim() == "true" => Ok(()),
@@ -144,76 +181,9 @@ impl Consul {
         }
     }
 
-    async fn ask(
-        &self,
-        port: u16,
-        method: &str,
-        path: &str,
-        body: Option<&Value>,
-    ) -> Result<rest::Answer, String> {
-        let token = match &self.options.token {
-            Some(token) if path.contains('?') => format!("&token={token}"),
-            Some(token) => format!("?token={token}"),
-            None => String::new(),
-        };
-        rest::request(method, port, &format!("{path}{token}"), body, Duration::from_secs(3)).await
-    }
-
-    /// One request beside the backend, to the first server that runs.
-    ///
-    /// # Errors
-    /// It does not answer.
-    pub async fn request(
-        &self,
-        method: &str,
-        path: &str,
-        body: Option<&Value>,
-    ) -> Result<rest::Answer, String> {
-        let running = self.members.iter().find(|m| m.process.is_some());
-        self.ask(running.ok_or("no server runs")?.http, method, path, body).await
-    }
-
-    /// Which server leads, if one says so.
-    pub async fn leader(&self) -> Option<usize> {
+    async fn leader(&self) -> Option<usize> {
         let said = self.request("GET", "/v1/status/leader", None).await.ok()?;
         let port: u16 = said.json().as_str()?.rsplit(':').next()?.parse().ok()?;
         self.members.iter().position(|m| m.server == port)
-    }
-
-    pub fn pause_member(&self, which: usize) {
-        if let Some(process) = &self.members[which].process {
-            process.pause();
-        }
-    }
-
-    pub fn resume_member(&self, which: usize) {
-        if let Some(process) = &self.members[which].process {
-            process.signal(Signal::CONT);
-        }
-    }
-
-    /// SIGSTOP: every server is there and silent.
-    pub fn pause(&self) {
-        self.members.iter().filter_map(|m| m.process.as_ref()).for_each(Process::pause);
-    }
-
-    pub fn resume(&self) {
-        for process in self.members.iter().filter_map(|m| m.process.as_ref()) {
-            process.signal(Signal::CONT);
-        }
-    }
-
-    pub fn kill_all(&mut self) {
-        for m in &mut self.members {
-            m.process = None;
-        }
-    }
-
-    pub fn kill_member(&mut self, which: usize) {
-        self.members[which].process = None;
-    }
-
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
     }
 }

@@ -6,8 +6,8 @@ use crate::network::{self, Machine, Network};
 use crate::ports::free_ports;
 use crate::process::{Process, tail};
 use crate::proxy::Proxy;
+use crate::servers::{Seat, Seats, StoreServers, seated};
 use crate::{osuser, rest, wait};
-use rustix::process::Signal;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -65,8 +65,6 @@ struct Member {
     peer: u16,
     /// Health and metrics, always plain http, never proxied.
     metrics: u16,
-    proxy: Option<Proxy>,
-    process: Option<Process>,
 }
 
 impl Member {
@@ -79,6 +77,7 @@ impl Member {
 pub struct Etcd {
     options: EtcdOptions,
     members: Vec<Member>,
+    seats: Seats,
     pub certs: Option<Certs>,
     dir: tempfile::TempDir,
     _owner: Owner,
@@ -101,6 +100,7 @@ impl Etcd {
         let dir = osuser::server_dir("hathi-etcd-");
         let owner = Owner::of(dir.path()).expect("the lock of the run's directory");
         let certs = options.tls.then(|| Certs::make(dir.path()));
+        let mut seats = Seats::default();
         let members = (0..options.members)
             .map(|i| {
                 let machine = network.map(|n| n.machine(i).clone());
@@ -115,12 +115,13 @@ impl Etcd {
                 };
                 let name = format!("m{i}");
                 let proxy = options.proxied.then(|| Proxy::start(ports[0]));
+                seats.0.push(Seat { process: None, proxy });
                 let dir = dir.path().join(&name);
                 let (client, peer, metrics) = (ports[0], ports[1], ports[2]);
-                Member { name, dir, host, machine, client, peer, metrics, proxy, process: None }
+                Member { name, dir, host, machine, client, peer, metrics }
             })
             .collect();
-        let mut etcd = Self { options, members, certs, dir, _owner: owner };
+        let mut etcd = Self { options, members, seats, certs, dir, _owner: owner };
         etcd.start_all();
         etcd.ready().await;
         etcd
@@ -139,10 +140,13 @@ impl Etcd {
 
     /// What clients connect to: the proxies if there are some.
     pub fn urls(&self) -> Vec<String> {
-        self.members
-            .iter()
-            .map(|m| self.url(m.host, m.proxy.as_ref().map_or(m.client, |p| p.port)))
+        let each = self.members.iter().zip(&self.seats.0);
+        each.map(|(m, seat)| self.url(m.host, seat.proxy.as_ref().map_or(m.client, |p| p.port)))
             .collect()
+    }
+
+    fn running(&self) -> impl Iterator<Item = (usize, &Member)> {
+        self.members.iter().enumerate().filter(|(i, _)| self.seats.runs(*i))
     }
 
     fn url(&self, host: Ipv4Addr, port: u16) -> String {
@@ -154,12 +158,34 @@ impl Etcd {
         self.members.iter().map(|m| m.client).collect()
     }
 
-    pub fn proxies(&self) -> impl Iterator<Item = &Proxy> {
-        self.members.iter().filter_map(|m| m.proxy.as_ref())
+    /// How many key-value and lease calls the members have been asked for since they started,
+    /// from their own metrics.
+    ///
+    /// # Errors
+    /// A member does not answer.
+    pub async fn calls(&self) -> Result<u64, String> {
+        let mut sum = 0.0;
+        for m in &self.members {
+            let text = rest::get(m.metrics(), "/metrics").await?.body;
+            sum += text
+                .lines()
+                .filter(|l| l.starts_with("grpc_server_started_total"))
+                .filter(|l| l.contains("etcdserverpb.KV") || l.contains("etcdserverpb.Lease"))
+                .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
+                .sum::<f64>();
+        }
+        Ok(sum as u64)
     }
 
-    /// Starts every member that does not run, on its old data.
-    pub fn start_all(&mut self) {
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+seated!(Etcd);
+
+impl StoreServers for Etcd {
+    fn start_all(&mut self) {
         let binary = self.options.version.binary();
         assert!(binary.exists(), "{} is not there: run scripts/setup", binary.display());
         let initial: Vec<String> = self
@@ -169,7 +195,7 @@ impl Etcd {
             .collect();
         let initial = initial.join(",");
         for (i, advertised) in self.urls().into_iter().enumerate() {
-            if self.members[i].process.is_some() {
+            if self.seats.runs(i) {
                 continue;
             }
             let m = &self.members[i];
@@ -199,13 +225,12 @@ impl Etcd {
             }
             let log = self.dir.path().join(format!("{}.log", m.name));
             let machine = self.members[i].machine.clone();
-            self.members[i].process = Some(Process::start_on(machine.as_deref(), command, &log));
+            self.seats.0[i].process = Some(Process::start_on(machine.as_deref(), command, &log));
         }
     }
 
-    /// Waits until every member that runs answers a linearizable read.
-    pub async fn ready(&self) {
-        for m in self.members.iter().filter(|m| m.process.is_some()) {
+    async fn ready(&self) {
+        for (_, m) in self.running() {
             let serves = wait::until("etcd serves", Duration::from_secs(30), || async {
                 let soon = Duration::from_secs(2);
                 let got = rest::request("GET", m.metrics(), "/health", None, soon).await?;
@@ -217,9 +242,8 @@ impl Etcd {
         }
     }
 
-    /// Which member leads, if one says so.
-    pub async fn leader(&self) -> Option<usize> {
-        for (i, m) in self.members.iter().enumerate().filter(|(_, m)| m.process.is_some()) {
+    async fn leader(&self) -> Option<usize> {
+        for (i, m) in self.running() {
             let soon = Duration::from_secs(2);
             let said = rest::request("GET", m.metrics(), "/metrics", None, soon).await;
             if said.is_ok_and(|s| s.body.lines().any(|l| l == "etcd_server_is_leader 1")) {
@@ -227,66 +251,5 @@ impl Etcd {
             }
         }
         None
-    }
-
-    pub fn pause_member(&self, which: usize) {
-        if let Some(process) = &self.members[which].process {
-            process.pause();
-        }
-    }
-
-    pub fn resume_member(&self, which: usize) {
-        if let Some(process) = &self.members[which].process {
-            process.signal(Signal::CONT);
-        }
-    }
-
-    /// SIGSTOP: every member is there and silent.
-    pub fn pause(&self) {
-        self.members.iter().filter_map(|m| m.process.as_ref()).for_each(Process::pause);
-    }
-
-    pub fn resume(&self) {
-        self.each(Signal::CONT);
-    }
-
-    /// kill -9 of every member.
-    pub fn kill_all(&mut self) {
-        for m in &mut self.members {
-            m.process = None;
-        }
-    }
-
-    pub fn kill_member(&mut self, which: usize) {
-        self.members[which].process = None;
-    }
-
-    fn each(&self, signal: Signal) {
-        for process in self.members.iter().filter_map(|m| m.process.as_ref()) {
-            process.signal(signal);
-        }
-    }
-
-    /// How many key-value and lease calls the members have been asked for since they started,
-    /// from their own metrics.
-    ///
-    /// # Errors
-    /// A member does not answer.
-    pub async fn calls(&self) -> Result<u64, String> {
-        let mut sum = 0.0;
-        for m in &self.members {
-            let text = rest::get(m.metrics(), "/metrics").await?.body;
-            sum += text
-                .lines()
-                .filter(|l| l.starts_with("grpc_server_started_total"))
-                .filter(|l| l.contains("etcdserverpb.KV") || l.contains("etcdserverpb.Lease"))
-                .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
-                .sum::<f64>();
-        }
-        Ok(sum as u64)
-    }
-
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
     }
 }

@@ -3,8 +3,9 @@
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hathi_consul::{Consul as Backend, ConsulConfig};
-use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store, Target};
+use hathi_consul::{Consul as Backend, ConsulConfig, open};
+use hathi_dcs::conformance::servers::Patient;
+use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store};
 use hathi_dcs::{Dcs, MemberName, Scope, Timing};
 use hathi_test_support::{Consul, ConsulOptions};
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ pub fn config(consul: &Consul) -> ConsulConfig {
 }
 
 pub fn backend(config: ConsulConfig, me: &str, timing: Timing) -> Arc<Backend> {
-    Backend::new(config, Scope::new("service", "batman"), MemberName::from(me), timing)
+    open(config, Scope::new("service", "batman"), MemberName::from(me), timing)
 }
 
 pub const TIMING: Timing = Timing { ttl: 20, loop_wait: 1, retry_timeout: 3 };
@@ -57,13 +58,8 @@ impl Harness for ConsulHarness {
         // A name that is the beginning of another one's must not matter.
         let scope = format!("batman{}", self.scopes.fetch_add(1, Ordering::Relaxed));
         let config = config(&*consul.lock().await);
-        Box::new(ConsulStore {
-            consul,
-            config,
-            scope,
-            members: self.members,
-            hit: Mutex::new(None),
-        })
+        let patient = Patient::new(consul, [0, 1]);
+        Box::new(ConsulStore { patient, config, scope, members: self.members })
     }
 
     fn parallel(&self) -> usize {
@@ -71,39 +67,19 @@ impl Harness for ConsulHarness {
     }
 }
 
-enum Hit {
-    Paused(usize),
-    Killed,
-}
-
 struct ConsulStore {
-    consul: Arc<Mutex<Consul>>,
+    patient: Patient<Consul>,
     config: ConsulConfig,
     scope: String,
     members: usize,
-    hit: Mutex<Option<Hit>>,
 }
 
 impl ConsulStore {
     async fn listed(&self, key: &str) -> Option<Value> {
         let path = format!("/v1/kv/service/{}/{key}?consistent", self.scope);
-        let consul = self.consul.lock().await;
+        let consul = self.patient.servers.lock().await;
         let answer = consul.request("GET", &path, None).await.expect("a healthy Consul");
         (answer.status == 200).then(|| answer.json()[0].clone())
-    }
-
-    async fn one(&self, target: Target) -> Result<usize, Cannot> {
-        if self.members < 3 {
-            return Err(Cannot("it has one member only"));
-        }
-        let leader =
-            self.consul.lock().await.leader().await.expect("a healthy Consul has a leader");
-        Ok(match target {
-            Target::Leader => leader,
-            // The handles talk to the first.
-            Target::Follower if leader != 0 => 0,
-            Target::Follower => 1,
-        })
     }
 }
 
@@ -111,7 +87,7 @@ impl ConsulStore {
 impl Store for ConsulStore {
     async fn open(&self, me: &str, timing: Timing) -> Arc<dyn Dcs> {
         let scope = Scope::new("service", &self.scope);
-        Backend::new(self.config.clone(), scope, MemberName::from(me), timing)
+        open(self.config.clone(), scope, MemberName::from(me), timing)
     }
 
     fn members(&self) -> usize {
@@ -135,49 +111,17 @@ impl Store for ConsulStore {
     async fn put_raw(&self, key: &str, value: &str) -> Outcome {
         let key = format!("service/{}/{key}", self.scope);
         let op = json!([{"KV": {"Verb": "set", "Key": key, "Value": STANDARD.encode(value)}}]);
-        let consul = self.consul.lock().await;
+        let consul = self.patient.servers.lock().await;
         let answer = consul.request("PUT", "/v1/txn", Some(&op)).await.expect("a healthy Consul");
         assert_eq!(answer.status, 200, "{}", answer.body);
         Ok(())
     }
 
     async fn inflict(&self, fault: Fault) -> Outcome {
+        if let Some(outcome) = self.patient.inflict(&fault).await {
+            return outcome;
+        }
         match fault {
-            Fault::PauseAll => self.consul.lock().await.pause(),
-            Fault::ResumeAll => self.consul.lock().await.resume(),
-            Fault::PauseOne(target) => {
-                let which = self.one(target).await?;
-                self.consul.lock().await.pause_member(which);
-                *self.hit.lock().await = Some(Hit::Paused(which));
-            }
-            Fault::KillOne(target) => {
-                let which = self.one(target).await?;
-                self.consul.lock().await.kill_member(which);
-                *self.hit.lock().await = Some(Hit::Killed);
-            }
-            Fault::RestoreOne => {
-                let mut consul = self.consul.lock().await;
-                match self.hit.lock().await.take() {
-                    Some(Hit::Paused(which)) => consul.resume_member(which),
-                    Some(Hit::Killed) => consul.start_all(),
-                    None => panic!("nothing was hit"),
-                }
-                consul.ready().await;
-            }
-            Fault::KillMajority => {
-                if self.members < 3 {
-                    return Err(Cannot("it has one member only"));
-                }
-                let mut consul = self.consul.lock().await;
-                consul.kill_member(0);
-                consul.kill_member(2);
-            }
-            Fault::KillAll => self.consul.lock().await.kill_all(),
-            Fault::StartAll => {
-                let mut consul = self.consul.lock().await;
-                consul.start_all();
-                consul.ready().await;
-            }
             Fault::LoseLease(name) => {
                 let mut session = String::new();
                 for key in ["leader".to_owned(), format!("members/{name}")] {
@@ -188,21 +132,12 @@ impl Store for ConsulStore {
                     }
                 }
                 let path = format!("/v1/session/destroy/{session}");
-                let consul = self.consul.lock().await;
+                let consul = self.patient.servers.lock().await;
                 let gone = consul.request("PUT", &path, None).await.expect("a healthy Consul");
                 assert_eq!(gone.body.trim(), "true", "the member has a session");
             }
-            Fault::HoldAnswers => {
-                self.consul.lock().await.proxies().for_each(|proxy| proxy.hold_answers(true));
-            }
-            Fault::ReleaseAnswers => {
-                self.consul.lock().await.proxies().for_each(|proxy| proxy.hold_answers(false));
-            }
-            Fault::CutAnswer(passing) => {
-                self.consul.lock().await.proxies().for_each(|proxy| proxy.cut_answer(passing));
-            }
             // Consul keeps no history; what is left of the fault is the cut.
-            Fault::Compact => self.consul.lock().await.proxies().for_each(|proxy| proxy.cut_all()),
+            _ => self.patient.servers.lock().await.proxies().for_each(|proxy| proxy.cut_all()),
         }
         Ok(())
     }

@@ -2,9 +2,10 @@
 
 use async_trait::async_trait;
 use etcd_client::Client;
-use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store, Target};
+use hathi_dcs::conformance::servers::Patient;
+use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store};
 use hathi_dcs::{Dcs, MemberName, Scope, Timing};
-use hathi_etcd::{Etcd as Backend, EtcdConfig};
+use hathi_etcd::{Etcd as Backend, EtcdConfig, open};
 use hathi_test_support::{Etcd, EtcdOptions, EtcdVersion};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,7 +22,7 @@ pub fn config(etcd: &Etcd) -> EtcdConfig {
 }
 
 pub fn backend(config: EtcdConfig, me: &str, timing: Timing) -> Arc<Backend> {
-    Backend::new(config, Scope::new("service", "batman"), MemberName::from(me), timing)
+    open(config, Scope::new("service", "batman"), MemberName::from(me), timing)
 }
 
 pub const TIMING: Timing = Timing { ttl: 15, loop_wait: 1, retry_timeout: 3 };
@@ -72,7 +73,9 @@ impl Harness for EtcdHarness {
         // A name that is the beginning of another one's must not matter.
         let scope = format!("batman{}", self.scopes.fetch_add(1, Ordering::Relaxed));
         let config = config(&*etcd.lock().await);
-        Box::new(EtcdStore { etcd, config, scope, members: self.members, hit: Mutex::new(None) })
+        // The handle of "a" begins at the second, or at its neighbour.
+        let patient = Patient::new(etcd, [1, 2]);
+        Box::new(EtcdStore { patient, config, scope, members: self.members })
     }
 
     fn parallel(&self) -> usize {
@@ -80,17 +83,11 @@ impl Harness for EtcdHarness {
     }
 }
 
-enum Hit {
-    Paused(usize),
-    Killed,
-}
-
 struct EtcdStore {
-    etcd: Arc<Mutex<Etcd>>,
+    patient: Patient<Etcd>,
     config: EtcdConfig,
     scope: String,
     members: usize,
-    hit: Mutex<Option<Hit>>,
 }
 
 impl EtcdStore {
@@ -99,20 +96,7 @@ impl EtcdStore {
     }
 
     async fn client(&self) -> Client {
-        client(&*self.etcd.lock().await, 0).await
-    }
-
-    async fn one(&self, target: Target) -> Result<usize, Cannot> {
-        if self.members < 3 {
-            return Err(Cannot("it has one member only"));
-        }
-        let leader = self.etcd.lock().await.leader().await.expect("a healthy etcd has a leader");
-        Ok(match target {
-            Target::Leader => leader,
-            // Where the handle of "a" begins, or its neighbour.
-            Target::Follower if leader == 1 => 2,
-            Target::Follower => 1,
-        })
+        client(&*self.patient.servers.lock().await, 0).await
     }
 }
 
@@ -120,7 +104,7 @@ impl EtcdStore {
 impl Store for EtcdStore {
     async fn open(&self, me: &str, timing: Timing) -> Arc<dyn Dcs> {
         let scope = Scope::new("service", &self.scope);
-        Backend::new(self.config.clone(), scope, MemberName::from(me), timing)
+        open(self.config.clone(), scope, MemberName::from(me), timing)
     }
 
     fn members(&self) -> usize {
@@ -142,42 +126,10 @@ impl Store for EtcdStore {
     }
 
     async fn inflict(&self, fault: Fault) -> Outcome {
+        if let Some(outcome) = self.patient.inflict(&fault).await {
+            return outcome;
+        }
         match fault {
-            Fault::PauseAll => self.etcd.lock().await.pause(),
-            Fault::ResumeAll => self.etcd.lock().await.resume(),
-            Fault::PauseOne(target) => {
-                let which = self.one(target).await?;
-                self.etcd.lock().await.pause_member(which);
-                *self.hit.lock().await = Some(Hit::Paused(which));
-            }
-            Fault::KillOne(target) => {
-                let which = self.one(target).await?;
-                self.etcd.lock().await.kill_member(which);
-                *self.hit.lock().await = Some(Hit::Killed);
-            }
-            Fault::RestoreOne => {
-                let mut etcd = self.etcd.lock().await;
-                match self.hit.lock().await.take() {
-                    Some(Hit::Paused(which)) => etcd.resume_member(which),
-                    Some(Hit::Killed) => etcd.start_all(),
-                    None => panic!("nothing was hit"),
-                }
-                etcd.ready().await;
-            }
-            Fault::KillMajority => {
-                if self.members < 3 {
-                    return Err(Cannot("it has one member only"));
-                }
-                let mut etcd = self.etcd.lock().await;
-                etcd.kill_member(0);
-                etcd.kill_member(2);
-            }
-            Fault::KillAll => self.etcd.lock().await.kill_all(),
-            Fault::StartAll => {
-                let mut etcd = self.etcd.lock().await;
-                etcd.start_all();
-                etcd.ready().await;
-            }
             Fault::LoseLease(name) => {
                 let mut client = self.client().await;
                 let mut lease = 0;
@@ -188,21 +140,12 @@ impl Store for EtcdStore {
                 }
                 client.lease_revoke(lease).await.expect("the member has a lease");
             }
-            Fault::HoldAnswers => {
-                self.etcd.lock().await.proxies().for_each(|proxy| proxy.hold_answers(true));
-            }
-            Fault::ReleaseAnswers => {
-                self.etcd.lock().await.proxies().for_each(|proxy| proxy.hold_answers(false));
-            }
-            Fault::CutAnswer(passing) => {
-                self.etcd.lock().await.proxies().for_each(|proxy| proxy.cut_answer(passing));
-            }
-            Fault::Compact => {
+            _ => {
                 let mut client = self.client().await;
                 let put = client.put("/elsewhere", "", None).await.expect("a healthy etcd");
                 let revision = put.header().expect("every answer has one").revision();
                 client.compact(revision, None).await.expect("a healthy etcd");
-                self.etcd.lock().await.proxies().for_each(|proxy| proxy.cut_all());
+                self.patient.servers.lock().await.proxies().for_each(|proxy| proxy.cut_all());
             }
         }
         Ok(())

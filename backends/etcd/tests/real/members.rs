@@ -5,7 +5,7 @@ use futures::StreamExt;
 use hathi_dcs::conformance::{soon, until};
 use hathi_dcs::{Change, Dcs, DcsError, Deadline, Expect, Freshness, MemberData, Status};
 use hathi_etcd::EtcdConfig;
-use hathi_test_support::{Etcd, EtcdVersion};
+use hathi_test_support::{Etcd, EtcdVersion, StoreServers};
 use std::time::Duration;
 
 /// Proves DCS-081, DCS-T11: one configured member is enough to know the others, and its end is

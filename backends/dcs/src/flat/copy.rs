@@ -3,8 +3,8 @@
 //! It is only believed while the watch lives, and only once it has everything this process itself
 //! wrote; in every other case the store is asked. (DCS-084, [`crate::Freshness::Watched`])
 
-use crate::{ClusterView, Deadline, Version, ViewBuilder};
-use std::collections::BTreeMap;
+use crate::{Change, ClusterView, Deadline, Version, ViewBuilder};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -118,6 +118,23 @@ pub fn view_of<L>(keys: &BTreeMap<String, Entry<L>>) -> ClusterView {
     builder.build()
 }
 
+/// What is not as it was, each record once.
+pub fn differences<L: PartialEq>(
+    old: &BTreeMap<String, Entry<L>>,
+    new: &BTreeMap<String, Entry<L>>,
+) -> Vec<Change> {
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let changed = names.into_iter().filter_map(|name| {
+        let (before, after) = (old.get(name), new.get(name));
+        if before == after {
+            return None;
+        }
+        let value = |entry: Option<&Entry<L>>| entry.map(|entry| entry.value.clone());
+        Change::of(name, value(before).as_deref(), value(after).as_deref())
+    });
+    changed.collect()
+}
+
 /// Stores count revisions from 1; they are never negative.
 pub fn version(revision: i64) -> Version {
     Version(u64::try_from(revision).unwrap_or(0))
@@ -148,5 +165,21 @@ mod tests {
         assert!(copy.view(6, by).await.expect("it came").is_unlocked());
         copy.dies();
         assert!(copy.view(6, by).await.is_none());
+    }
+
+    #[test]
+    fn each_record_that_differs_wakes_once() {
+        let keys = |list: &[(&str, &str, i64)]| -> BTreeMap<String, Entry<i64>> {
+            let each = list.iter();
+            each.map(|(name, value, version)| ((*name).to_owned(), entry(value, *version)))
+                .collect()
+        };
+        let old = keys(&[("leader", "a", 5), ("config", "{}", 1), ("members/a", "x", 3)]);
+        assert_eq!(differences(&old, &old), []);
+        let renewed = keys(&[("leader", "a", 9), ("config", "{}", 1), ("members/a", "x", 3)]);
+        assert_eq!(differences(&old, &renewed), [], "the same owner on another session");
+        let new = keys(&[("leader", "b", 9), ("config", "{}", 1), ("sync", "{}", 8)]);
+        let changes = [Change::Leader, Change::Member("a".into()), Change::Sync];
+        assert_eq!(differences(&old, &new), changes);
     }
 }
