@@ -3,7 +3,7 @@
 use crate::ha::backoff;
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::failsafe;
-use crate::ha::leader::enforce_primary;
+use crate::ha::leader::{checkpoint_of_a_former_life, enforce_primary};
 use crate::ha::manual::{self, PROBE_MS};
 use crate::ha::ports::{Probe, Server};
 use crate::ha::race::{self, Demands, Myself, Unfit};
@@ -46,6 +46,7 @@ pub async fn take_key(turn: &mut Turn<'_>) -> Decided {
         return Decided::line("not racing: another member goes on as the leader").again_at(at);
     }
     let by = turn.store_deadline();
+    turn.memory.raced = Some(turn.view.clone());
     match turn.lease.acquire(turn.ports, by).await {
         Ok(()) => won(turn).await,
         Err(_) if broken(Breakage::PromoteWithoutLock) => {
@@ -93,6 +94,12 @@ async fn won(turn: &mut Turn<'_>) -> Decided {
     turn.because("HA-080", "acquired the leader key");
     turn.memory.sync.raced = turn.view.sync.as_ref().map(|sync| sync.version);
     turn.lock = turn.confirmed();
+    // The answers of the race may have waited here for long, if this process or the store stood still.
+    if !turn.pg.is_primary && !turn.read_again().await {
+        let at = turn.now();
+        return Decided::line("acquired the leader key, and the store cannot be read now")
+            .again_at(at);
+    }
     if let Some(request) = turn.view.pending_failover().map(|stored| stored.value.clone()) {
         let by = turn.store_deadline();
         let expect = hathi_dcs::Expect::Anything;
@@ -109,6 +116,7 @@ async fn won(turn: &mut Turn<'_>) -> Decided {
     if standby::is_in_force(turn) {
         return standby::lead(turn).await; // HA-112
     }
+    checkpoint_of_a_former_life(turn).await;
     enforce_primary(turn).await
 }
 
@@ -213,7 +221,7 @@ pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), 
                 let why = format!("my timeline {mine} is behind the cluster's {timeline}");
                 return Err(("HA-075", why));
             }
-            return Ok(());
+            return nobody_goes_on(turn).await;
         }
         if let Some(bound) = bound(turn) {
             bound.may_race(turn.me()).map_err(|why| ("HA-075", why))?;
@@ -226,9 +234,11 @@ pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), 
             record: None,
             quorum: None,
         };
+        // In a switchover nobody waits for one that the record keeps from it. (HA-090)
+        let may_race = request.leader.is_none()
+            || bound(turn).is_none_or(|bound| bound.record.names(candidate));
         let view = failsafe::who_may_race(turn);
-        let search = manual::search(turn.ports, &view, None, needs).await;
-        if search.found.is_some() {
+        if may_race && manual::search(turn.ports, &view, None, needs).await.found.is_some() {
             return Err(("HA-075", format!("{candidate} was asked to lead and is healthy")));
         }
     }
@@ -253,9 +263,31 @@ pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), 
         if search.found.is_some() {
             return Err(("HA-075", "another member can lead, and I was asked to stop".into()));
         }
-        return Ok(());
+        return nobody_goes_on(turn).await;
     }
     compare(turn, Some(request)).await
+}
+
+/// The operator's word makes nobody safe from a promise that this agent may have given in its former
+/// life: until that has run out, everybody of the map has to say that it is no primary. (HA-323)
+async fn nobody_goes_on(turn: &mut Turn<'_>) -> Result<(), Why> {
+    if !failsafe::may_have_promised(turn) {
+        return Ok(());
+    }
+    let by = Deadline(turn.now().plus(PROBE_MS));
+    let of_the_map = failsafe::also_known(turn).into_iter().collect();
+    let mut answers = turn.ports.peers.probe(of_the_map, by);
+    while let Some((peer, probe)) = answers.next().await {
+        race::is_no_primary(&peer, &probe).map_err(|unfit| (unfit.rule(), unfit.to_string()))?;
+        if let Probe::Unreachable(why) = probe {
+            return Err(silent_since_before(&peer, &why));
+        }
+    }
+    Ok(())
+}
+
+fn silent_since_before(peer: &MemberName, why: &str) -> Why {
+    ("HA-323", format!("{peer} may go on by a promise of my former life: {why}"))
 }
 
 /// Section 8.3: asks everybody at once; the first answer that forbids decides. (HA-095, HA-311)
@@ -317,18 +349,18 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
     while let Some((peer, probe)) = answers.next().await {
         if compared.contains(&peer) {
             race::against(&me, &demands, &peer, &probe).map_err(unfit)?;
-            if let (Some(bound), Some(count)) = (&bound, &mut count) {
-                bound.add(count, &me, &peer, &probe);
-            }
         } else {
             race::is_no_primary(&peer, &probe).map_err(unfit)?;
+        }
+        // What it holds it says whether or not it may win. (HA-095 g)
+        if let (Some(bound), Some(count)) = (&bound, &mut count) {
+            bound.add(count, &me, &peer, &probe);
         }
         if let Probe::Unreachable(why) = probe
             && may_have_promised
             && of_the_map.contains_key(&peer)
         {
-            let why = format!("{peer} may go on by a promise of my former life: {why}");
-            return Err(("HA-323", why));
+            return Err(silent_since_before(&peer, &why));
         }
     }
     if let (Some(bound), Some(count)) = (&bound, &count) {

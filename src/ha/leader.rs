@@ -28,7 +28,12 @@ pub fn lost(turn: &mut Turn<'_>, holder: Option<MemberName>) -> Decided {
 /// HA-062: the lock is mine and PostgreSQL runs.
 pub async fn with_lock(turn: &mut Turn<'_>) -> Decided {
     write_status(turn).await;
-    failsafe::write_map(turn).await;
+    if !turn.time_is_up() {
+        failsafe::write_map(turn).await;
+    }
+    if turn.time_is_up() {
+        return no_time(turn);
+    }
     if let Some(decided) = request::on_owner(turn).await {
         return decided;
     }
@@ -38,6 +43,13 @@ pub async fn with_lock(turn: &mut Turn<'_>) -> Decided {
     checkpoint_of_a_former_life(turn).await;
     checkpoint_after_promotion(turn);
     enforce_primary(turn).await
+}
+
+/// The store is slow, and the lease runs down: the next turn is about that. (HA-304)
+fn no_time(turn: &mut Turn<'_>) -> Decided {
+    turn.because("HA-304", "the lease runs down while the store takes its time");
+    let at = turn.now();
+    Decided::line(format!("I am ({}), the leader, and the store is slow", turn.me())).again_at(at)
 }
 
 /// HA-066: after the renewal, only if changed, and only with a position.
@@ -55,6 +67,9 @@ pub async fn enforce_primary(turn: &mut Turn<'_>) -> Decided {
     if let Err(why) = watched(turn) {
         return unwatched(turn, &why).await;
     }
+    if turn.time_is_up() {
+        return no_time(turn);
+    }
     let me = turn.me().clone();
     if !standby::arm(turn).await {
         return Decided::line("not promoting: the leader key could not be confirmed");
@@ -67,7 +82,9 @@ pub async fn enforce_primary(turn: &mut Turn<'_>) -> Decided {
                 turn.pg.role = Role::Primary;
             }
             let again = sync::pass::keep(turn).await;
-            write_history(turn, timeline).await;
+            if !turn.time_is_up() {
+                write_history(turn, timeline).await;
+            }
             let line = Decided::line(format!("no action. I am ({me}), the leader with the lock"));
             match again {
                 Some(at) => line.again_at(at),
@@ -116,6 +133,15 @@ async fn unwatched(turn: &mut Turn<'_>, why: &str) -> Decided {
     Decided::line("Not promoting self because watchdog could not be activated")
 }
 
+/// With the key nobody writes these but me: what differs is from before I got it. A leader says how far
+/// it is, and a promotion leaves a row in the history. (INV-8, INV-17)
+fn somebody_led_since_the_race(turn: &Turn<'_>) -> bool {
+    turn.memory
+        .raced
+        .as_ref()
+        .is_some_and(|raced| raced.status != turn.view.status || raced.history != turn.view.history)
+}
+
 async fn promote(turn: &mut Turn<'_>) -> Decided {
     if !turn.ports.promises.claim(turn.now()) {
         // The key may have come late: to a race of before the promise. (HA-103)
@@ -132,6 +158,15 @@ async fn promote(turn: &mut Turn<'_>) -> Decided {
         turn.memory.released_at = Some(turn.now());
         turn.memory.want_latest = true;
         return Decided::line("released leader key: PostgreSQL could not be fenced here");
+    }
+    if somebody_led_since_the_race(turn) || failsafe::outside_the_map(turn) {
+        turn.because("HA-080", "somebody led after I was found fit to lead");
+        turn.memory.raced = None;
+        let by = turn.store_deadline();
+        let _ = turn.lease.release(turn.ports, None, by).await;
+        turn.memory.want_latest = true;
+        return Decided::line("released leader key: the cluster went on without me")
+            .again_at(turn.now());
     }
     match sync::promotion::prepare(turn).await {
         Prepared::Ready => {}
@@ -155,14 +190,15 @@ async fn promote(turn: &mut Turn<'_>) -> Decided {
     Decided::task(line, Task::Promote)
 }
 
-/// The agent that promoted may have died before the checkpoint. (PG-065, INV-30)
-async fn checkpoint_of_a_former_life(turn: &mut Turn<'_>) {
+/// The agent that promoted may have died before the checkpoint, or an operator promoted in pause: said
+/// before anybody can take this primary for one that was checkpointed. (PG-065, INV-30)
+pub async fn checkpoint_of_a_former_life(turn: &mut Turn<'_>) {
     let Server::Primary { timeline, .. } = turn.pg.server else { return };
     if turn.memory.checkpoint_judged == timeline {
         return;
     }
     turn.memory.checkpoint_judged = timeline;
-    let by = Deadline(turn.now().plus(1_000));
+    let by = turn.deadline(1_000);
     let control = turn.ports.postgres.control(by).await;
     if control.is_none_or(|control| control.checkpoint_timeline != timeline) {
         turn.memory.after_promotion = AfterPromotion::CheckpointDue;

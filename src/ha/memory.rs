@@ -97,6 +97,10 @@ pub struct Memory {
     /// changed in place. (HA-001, HA-318)
     #[serde(with = "crate::ha::record::shared_view")]
     pub old_view: Option<Arc<ClusterView>>,
+    /// The cluster as it was when I was found fit to lead, until I am a primary. Whatever was written
+    /// since was written by somebody who led. (INV-8, INV-17)
+    #[serde(with = "crate::ha::record::shared_view")]
+    pub raced: Option<Arc<ClusterView>>,
     /// The next view must be as of then: something was written whose effect decides the next step.
     pub want_latest: bool,
     /// A start of dead PostgreSQL was ordered and not yet judged. (HA-054)
@@ -141,6 +145,9 @@ pub struct Memory {
     pub standby_leader: bool,
     /// A request in pause stopped this primary; it is to come back as a replica. (HA-040)
     pub owes_restart: bool,
+    /// The version of the request for which this primary was demoted: no request does that twice.
+    /// (INV-24)
+    pub demoted_for: Option<Version>,
     pub failsafe: crate::ha::failsafe::Known,
     /// The key was given up by a demotion whose task runs: it is not to be asked for again.
     pub giving_up: bool,

@@ -218,6 +218,7 @@ async fn parallel_primary(turn: &mut Turn<'_>, holder: &hathi_dcs::MemberName) -
         turn.ports.postgres.set_role(Role::Primary);
         turn.pg.role = Role::Primary;
     }
+    leader::checkpoint_of_a_former_life(turn).await;
     turn.because("HA-134", format!("a primary beside {holder} is left alone in pause"));
     Decided::line(format!("no action. I am ({}), a primary without the lock", turn.me()))
 }

@@ -8,7 +8,8 @@ use crate::ha::turn::{Decided, Turn};
 
 /// HA-070: an operator's request, on the owner of the lock. `None`: nothing to do.
 pub async fn on_owner(turn: &mut Turn<'_>) -> Option<Decided> {
-    let request = turn.view.pending_failover()?.value.clone();
+    let asked = turn.view.pending_failover()?.clone();
+    let (request, version) = (asked.value, asked.version);
     if turn.settings.pause && !turn.pg.is_primary {
         return None;
     }
@@ -30,6 +31,9 @@ pub async fn on_owner(turn: &mut Turn<'_>) -> Option<Decided> {
     if request.candidate.as_ref() == Some(turn.me()) {
         return clean(turn, "HA-070", "I am the leader already").await;
     }
+    if turn.memory.demoted_for == Some(version) {
+        return clean(turn, "HA-070", "I was demoted for it, and nobody else took over").await;
+    }
     if turn.settings.pause && request.candidate.is_none() {
         return clean(turn, "HA-070", "in pause only to a named candidate").await;
     }
@@ -40,6 +44,7 @@ pub async fn on_owner(turn: &mut Turn<'_>) -> Option<Decided> {
     if let Some(target) = &search.found {
         turn.because("HA-070", format!("{target} can take over"));
         turn.memory.rewind.ask();
+        turn.memory.demoted_for = Some(version);
         let line = match request.leader {
             Some(_) => "switchover: demoting myself",
             None => "manual failover: demoting myself",

@@ -261,8 +261,14 @@ impl Turn<'_> {
 
     /// For one operation on the store that this turn waits for; ends before a demotion must begin.
     pub fn store_deadline(&self) -> Deadline {
+        self.deadline(self.settings.timing.retry_timeout_ms())
+    }
+
+    /// For anything that this turn waits for, so many milliseconds at most; ends before a demotion
+    /// must begin.
+    pub fn deadline(&self, most_ms: u64) -> Deadline {
         let now = self.now();
-        let by = Deadline(now.plus(self.settings.timing.retry_timeout_ms()));
+        let by = Deadline(now.plus(most_ms));
         match self.lease.until(now) {
             Some(until) => {
                 let at = failsafe::act_at(&self.settings, until);
@@ -295,6 +301,15 @@ impl Turn<'_> {
                     let silent_for = self.now().since(since);
                     self.because("HA-304", format!("no renewal for {silent_for} ms"));
                     Lock::Unseen { until: Some(until) }
+                }
+                // Nobody prolonged it and nobody heard why: the keeper stands still, or its request
+                // has no answer yet. The turn asks itself, as long as that helps. (HA-304)
+                Verdict::Mine | Verdict::NotOwner { .. } | Verdict::None
+                    if self.store_is_missed(until) =>
+                {
+                    self.because("HA-304", "the keeper has not prolonged the lease: the turn does");
+                    self.confirm_lock().await;
+                    self.lock.clone()
                 }
                 Verdict::Mine
                 | Verdict::Unreachable { .. }
@@ -430,6 +445,18 @@ impl Turn<'_> {
             && self.now() >= failsafe::act_at(&self.settings, until)
     }
 
+    /// The lease ran down while this turn worked, each step within its time: what is left of it is for
+    /// the members' promise or the demotion, not for the steps that follow. (HA-304)
+    pub fn time_is_up(&self) -> bool {
+        match &self.lock {
+            Lock::Mine { .. } => match self.lease.until(self.now()) {
+                Some(until) => self.store_is_missed(until),
+                None => !broken(Breakage::IgnoreLeaseDeadline),
+            },
+            Lock::Free | Lock::Other { .. } | Lock::Lost { .. } | Lock::Unseen { .. } => false,
+        }
+    }
+
     pub fn demotion_is_due(&self, until: Millis) -> bool {
         !broken(Breakage::IgnoreLeaseDeadline)
             && self.now() >= until.minus(Reserve::of(self.settings.timing).demote)
@@ -496,7 +523,10 @@ impl Turn<'_> {
     fn settle_claim(&mut self, decided: &Decided) {
         let at_work = self.memory.task.is_some() || decided.start.is_some();
         match &self.lock {
-            Lock::Mine { .. } if self.pg.is_primary => self.ports.promises.forget_promise(),
+            Lock::Mine { .. } if self.pg.is_primary => {
+                self.memory.raced = None;
+                self.ports.promises.forget_promise();
+            }
             Lock::Mine { .. } | Lock::Unseen { .. } => {}
             Lock::Free | Lock::Other { .. } | Lock::Lost { .. } => {
                 if !at_work && !self.pg.is_primary {
@@ -544,6 +574,9 @@ impl Turn<'_> {
     async fn finish(&mut self, mut decided: Decided) -> Decided {
         if let Some(at) = self.wake {
             decided = decided.again_at(at);
+        }
+        if self.time_is_up() && decided.start.is_none() {
+            return decided.again_at(self.now());
         }
         if self.memory.task.is_none() && decided.start.is_none() && self.pg.alive {
             self.keep_slots().await;

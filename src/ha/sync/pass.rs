@@ -7,7 +7,7 @@ use crate::ha::sync::names::Names;
 use crate::ha::sync::picture::{Change, Picture};
 use crate::ha::sync::{is_configured, is_requested, quorum::State};
 use crate::ha::turn::Turn;
-use hathi_dcs::{DcsError, Deadline, Expect, Lsn, Millis, Sync};
+use hathi_dcs::{DcsError, Expect, Lsn, Millis, Sync};
 
 /// How long one change of the names may take until it is in force.
 const NAMES_MS: u64 = 3_000;
@@ -34,7 +34,7 @@ pub async fn keep(turn: &mut Turn<'_>) -> Option<Millis> {
     for _ in 0..MOST_CHANGES {
         let Server::Primary { lsn, .. } = turn.pg.server else { return None };
         note_mark(turn, lsn);
-        if turn.now() > end {
+        if turn.now() > end || turn.time_is_up() {
             turn.because("HA-213", "the pass takes longer than a turn may");
             return Some(turn.now().plus(200));
         }
@@ -146,12 +146,12 @@ async fn change_names(turn: &mut Turn<'_>, names: &Names) -> bool {
 /// Only after this commits wait for these names, and only these; the observation is of after that.
 pub(super) async fn put_in_force(turn: &mut Turn<'_>, text: &str) -> bool {
     turn.memory.sync.unsettled = true;
-    let by = Deadline(turn.now().plus(NAMES_MS));
+    let by = turn.deadline(NAMES_MS);
     if let Err(error) = turn.ports.postgres.set_sync_names(Some(text), by).await {
         turn.because("PG-282", format!("synchronous_standby_names '{text}': {error}"));
         return false;
     }
-    let by = Deadline(turn.now().plus(2_000));
+    let by = turn.deadline(2_000);
     turn.pg = turn.ports.postgres.observe(by).await;
     let in_force = match &turn.pg.server {
         Server::Primary { .. } => turn.pg.replication.names == text,
@@ -189,7 +189,7 @@ pub(super) async fn hand_back(turn: &mut Turn<'_>) -> Option<Millis> {
     if turn.memory.sync.handed_back {
         return None;
     }
-    let by = Deadline(turn.now().plus(NAMES_MS));
+    let by = turn.deadline(NAMES_MS);
     match turn.ports.postgres.set_sync_names(None, by).await {
         Ok(()) => {
             turn.memory.sync = super::Kept { handed_back: true, ..super::Kept::default() };

@@ -602,6 +602,84 @@ fn a_silent_store() {
     assert!(paused.task.is_none(), "in pause nothing happens: {paused:?}");
 }
 
+/// Proves HA-304 and HA-303: a keeper that stands still does not cost a healthy leader its lease; the
+/// turn prolongs it before the demotion would begin.
+#[test]
+fn the_turn_renews_when_the_keeper_does_not() {
+    let mut early = Scene::leader().later(20_000);
+    assert!(!early.turn().fired("HA-304"), "the keeper's work");
+    let mut late = Scene::leader().later(24_000);
+    let came = late.turn();
+    assert!(came.task.is_none() && came.fired("HA-304"), "{came:?}");
+    assert_eq!(late.lease_left(), Some(28_500));
+    let lost = Scene::leader().later(24_000).set(|script| script.renew = Err(held_by("b"))).turn();
+    assert!(matches!(lost.task, Some(Task::Demote(Demotion::LostLock))), "{lost:?}");
+}
+
+/// Proves HA-080, INV-8 and INV-17: who was found fit by answers of long ago, because it or the store
+/// stood still before the key was asked for, gives the key back if somebody led meanwhile. (the simulator,
+/// seed 8366)
+#[test]
+fn who_won_by_old_answers_gives_the_key_back() {
+    let with_key = |raced: fn(&mut hathi_dcs::ClusterView)| {
+        let mut scene = Scene::leader().set(|script| {
+            script.pg.server = standby(1000);
+            script.pg.is_primary = false;
+            script.pg.role = Role::Replica;
+        });
+        let mut view = scene.view();
+        raced(&mut view);
+        scene = scene.remember(|memory| memory.raced = Some(std::sync::Arc::new(view)));
+        scene.turn()
+    };
+    let same = with_key(|_| {});
+    assert!(starts(&same, Kind::Promote), "{same:?}");
+    let changes: [fn(&mut hathi_dcs::ClusterView); 2] = [
+        |view| view.status.optime = Lsn(1),
+        |view| view.history = History::parse(r#"[[1,100,"no target","2026-01-01T00:00:00","c"]]"#),
+    ];
+    for raced in changes {
+        let led = with_key(raced);
+        assert!(led.task.is_none() && led.did("release"), "{led:?}");
+    }
+}
+
+/// Proves HA-075 with HA-090: in a switchover nobody waits for a candidate that `/sync` keeps from the
+/// race. (the simulator, seed 4668)
+#[test]
+fn nobody_waits_for_a_candidate_that_may_not_race() {
+    let asked = |names: &str| {
+        let record = Sync::parse(&format!(r#"{{"leader":"a","quorum":0,"sync_standby":{names}}}"#));
+        Scene::leaderless().set(|script| {
+            script.settings.synchronous.mode = crate::ha::settings::SynchronousMode::Priority;
+            script.view.sync = Some(Stored { value: record, version: Version(3) });
+            script.view.failover = Some(asks(Some("a"), Some("c")));
+            script.probes.insert("c", replica_at(1000));
+        })
+    };
+    assert!(!asked(r#""c""#).turn().did("acquire"), "c may, and is healthy");
+    let came = asked("null").turn();
+    assert!(came.did("acquire"), "{came:?}");
+}
+
+/// Proves INV-24: a request that could not be taken off the table does not demote the same primary
+/// twice. (the simulator, seed 2792)
+#[test]
+fn a_request_demotes_once() {
+    let mut scene = Scene::leader().set(|script| {
+        script.view.failover = Some(asks(None, Some("c")));
+        script.probes.insert("c", replica_at(1000));
+    });
+    assert_eq!(scene.turn().task, Some(Task::Demote(Demotion::Graceful)));
+    let again = scene.turn();
+    assert!(again.task.is_none() && again.did("failover {}"), "{again:?}");
+    let mut scene = scene.set(|script| {
+        let request = asks(None, Some("c"));
+        script.view.failover = Some(Stored { version: Version(8), ..request });
+    });
+    assert_eq!(scene.turn().task, Some(Task::Demote(Demotion::Graceful)), "another request");
+}
+
 /// Proves HA-161, HA-162, HA-009.
 #[test]
 fn while_a_task_runs() {

@@ -1,11 +1,14 @@
 //! Failsafe mode, decision by decision. (section 13 of docs/spec/ha-loop.md)
 
-use super::stage::{Came, Scene, running, unreachable};
+use super::stage::{Came, Scene, replica_at, running, unreachable};
 use crate::ha::lease::worth_ms;
-use crate::ha::ports::{Promises, Server};
+use crate::ha::ports::{PeerAnswer, Promises, Server};
 use crate::ha::promise::{Call, Gate, Vow};
 use crate::ha::task::{Demotion, Kind, Task};
-use hathi_dcs::{DcsError, Failsafe, Leader, Lsn, Millis, Timeline, Timing, Version};
+use hathi_dcs::{
+    DcsError, Failover, Failsafe, Leader, Lsn, MemberName, Millis, Stored, Timeline, Timing,
+    Version,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -325,6 +328,35 @@ fn a_young_agent_waits_for_those_who_do_not_answer() {
     let mut off = silent().set(|script| script.settings.failsafe_mode = false);
     assert!(!off.turn().did("acquire"), "who it was promised to may not know that the mode is off");
     assert!(off.later(31_500).turn().did("acquire"));
+}
+
+/// Proves HA-323 with HA-075: nor does an operator's word make the promise of a former life void. (the
+/// simulator found two writers, seed 3403)
+#[test]
+fn a_young_candidate_waits_as_well() {
+    let asked = |leader: Option<&str>, candidate: Option<&str>| {
+        let value = Failover {
+            leader: leader.map(MemberName::from),
+            candidate: candidate.map(MemberName::from),
+            scheduled_at: None,
+        };
+        in_failsafe_mode(Scene::leaderless())
+            .set(|script| script.view.failover = Some(Stored { value, version: Version(7) }))
+    };
+    for (leader, candidate) in [(None, Some("a")), (Some("b"), Some("a")), (Some("a"), Some("c"))] {
+        let silent = || asked(leader, candidate).set(|script| script.probes.clear());
+        let mut scene = silent();
+        let came = scene.turn();
+        assert!(came.fired("HA-323") && !came.did("acquire"), "{leader:?} {candidate:?}: {came:?}");
+        assert!(scene.later(31_500).turn().did("acquire"), "{leader:?} {candidate:?}");
+    }
+    assert!(asked(None, Some("a")).turn().did("acquire"), "everybody answers");
+    let leads = asked(None, Some("a")).set(|script| {
+        let primary = PeerAnswer { in_recovery: false, ..replica_at(1) };
+        script.probes.insert("b", primary);
+    });
+    let came = { leads }.turn();
+    assert!(!came.did("acquire"), "b goes on as a primary: {came:?}");
 }
 
 /// Proves HA-152: a replica keeps its stream, and its slots follow the caller's.

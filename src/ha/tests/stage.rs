@@ -323,6 +323,11 @@ impl Scene {
         self.lease.until(now).map(|until| until.since(now))
     }
 
+    /// What the store holds.
+    pub fn view(&self) -> ClusterView {
+        self.stage.with(|script| script.view.clone())
+    }
+
     pub fn hold_lease(&self) {
         let ports = self.ports();
         let by = Deadline(self.stage.with(|script| script.now.plus(1000)));

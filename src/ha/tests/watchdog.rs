@@ -47,11 +47,11 @@ fn without_the_required_one_there_is_no_race() {
 /// and by nothing else.
 #[test]
 fn kept_alive_by_renewals_only() {
-    let mut scene = Scene::leader().later(27_000);
+    let mut scene = Scene::leader().later(20_000);
     let came = scene.turn();
     assert!(!came.did("watchdog alive"), "a turn alone: {:?}", came.done);
     scene.hold_lease();
-    let until = 1_000_000 + 27_000 + 28_500;
+    let until = 1_000_000 + 20_000 + 28_500;
     assert!(scene.done().contains(&format!("watchdog alive until {until}")), "{:?}", scene.done());
     let mut scene = Scene::leader().later(29_000).set(|script| script.renew = Err(unreachable()));
     let came = scene.turn();
