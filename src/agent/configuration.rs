@@ -314,7 +314,10 @@ impl InUse {
         match config::effective(&local, dynamic) {
             Ok((settings, warnings)) => {
                 let warnings = warnings.into_iter().map(|config::Warning(problem)| problem);
-                warnings.map(in_document).chain(unsupported(&settings)).collect()
+                warnings
+                    .map(in_document)
+                    .chain(left_out(&settings).into_iter().map(str::to_owned))
+                    .collect()
             }
             Err(error) => error.problems.into_iter().map(in_document).collect(),
         }

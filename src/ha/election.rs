@@ -14,7 +14,7 @@ use crate::ha::sync::{self, active};
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
 use futures::stream::StreamExt;
-use hathi_dcs::{DcsError, Deadline, Failover, Lsn, MemberName};
+use hathi_dcs::{DcsError, Deadline, Failover, Lsn, MemberName, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Section 8: nobody holds the lock and PostgreSQL runs here.
@@ -163,8 +163,12 @@ async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
             return Err(("HA-094", why));
         }
         Server::Primary { timeline, .. } => {
-            if *timeline >= cluster_timeline || broken(Breakage::StalePrimaryRaces) {
-                return Ok(()); // HA-087
+            if broken(Breakage::StalePrimaryRaces) {
+                return Ok(());
+            }
+            let timeline = *timeline;
+            if timeline >= cluster_timeline {
+                return nobody_else_leads(turn, timeline).await; // HA-087
             }
             let why =
                 format!("my timeline {timeline} is older than the cluster's {cluster_timeline}");
@@ -185,6 +189,26 @@ async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
         Some(request) => manual_race(turn, &request).await,
         None => compare(turn, None).await,
     }
+}
+
+/// HA-087: a primary asks everybody it knows of whether they lead, or follow a newer timeline.
+async fn nobody_else_leads(turn: &mut Turn<'_>, mine: Timeline) -> Result<(), Why> {
+    let mut members: BTreeMap<MemberName, String> = failsafe::also_known(turn);
+    let old_view = turn.memory.old_view.clone();
+    for view in old_view.iter().chain(std::iter::once(&turn.view)) {
+        for member in view.members.iter().filter(|member| member.name != *turn.me()) {
+            if let Some(url) = &member.data.api_url {
+                members.insert(member.name.clone(), url.clone());
+            }
+        }
+    }
+    let by = Deadline(turn.now().plus(PROBE_MS));
+    let mut answers = turn.ports.peers.probe(members.into_iter().collect(), by);
+    while let Some((peer, probe)) = answers.next().await {
+        race::leads_instead(mine, &peer, &probe)
+            .map_err(|unfit| (unfit.rule(), unfit.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Does the record that binds this race name me? There may be none.

@@ -102,6 +102,20 @@ pub fn is_no_primary(peer: &MemberName, probe: &Probe) -> Result<(), Unfit> {
     }
 }
 
+/// A running primary finds the key free: its log needs no comparison, but somebody may lead all the
+/// same. A store that stood still can take a living leader's lease away. (HA-087, INV-14)
+pub fn leads_instead(mine: Timeline, peer: &MemberName, probe: &Probe) -> Result<(), Unfit> {
+    let Probe::Answered(answer) = probe else { return Ok(()) };
+    primary_alive(peer, answer)?;
+    match elder(mine, answer.timeline) {
+        Some(Elder::Me) => {
+            let theirs = answer.timeline;
+            Err(Unfit::NewerTimeline { peer: peer.clone(), mine, theirs })
+        }
+        Some(Elder::Peer) | None => Ok(()),
+    }
+}
+
 /// Does this answer keep me from the key? One that does decides at once. (HA-095 c … f)
 pub fn against(
     me: &Myself,

@@ -62,6 +62,10 @@ pub struct Server {
     pub ready_since: u64,
     /// `synchronous_standby_names` in force.
     pub names: String,
+    /// Changes of the names that were ordered, and the newest that is in force. Each is a file that is
+    /// replaced and read as a whole: an older one cannot come after a newer one.
+    pub names_ordered: u64,
+    pub names_in_force: u64,
     /// A client's commit that waits for its confirmation.
     pub waiting: Option<Tip>,
     /// Since when its upstream sends another history under the number of its timeline.

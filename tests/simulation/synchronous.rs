@@ -332,11 +332,19 @@ impl Agency {
         let takes = self.world().takes(node, 5, 150);
         let epoch = self.world().nodes[node].server.epoch;
         let (done, waits) = oneshot::channel();
+        let order = {
+            let mut world = self.world();
+            let server = world.server(node);
+            server.names_ordered += 1;
+            server.names_ordered
+        };
         self.world().after(takes, move |world| {
             world.when_thawed(node, epoch, move |world| {
-                if !world.nodes[node].server.ready() {
+                let server = &world.nodes[node].server;
+                if !server.ready() || server.names_in_force > order {
                     return;
                 }
+                world.server(node).names_in_force = order;
                 let changed = world.nodes[node].server.names != names;
                 if changed {
                     world.say(node, 34, |_| format!("synchronous_standby_names = '{names}'"));

@@ -22,8 +22,8 @@ const OPEN: &[(u64, &str)] = &[
     // Not looked into yet.
     (1503, "INV-35"),
     (1878, "INV-10"),
-    // A change of the names that was given up takes effect late, over a newer one.
-    (1237, "INV-9"),
+    // The only member with the newest timeline is outside /failsafe: an operator must decide.
+    (1276, "INV-33"),
 ];
 
 /// Is it the known fault that this seed meets?

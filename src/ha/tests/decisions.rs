@@ -549,6 +549,40 @@ fn who_is_not_the_healthiest_leaves_the_key() {
     assert_eq!(stale.task, Some(Task::Demote(Demotion::LostLock)), "{stale:?}");
 }
 
+/// Proves HA-087 and INV-14: a primary without the lock finds the key free, and asks before it takes it
+/// whether somebody else leads. (found by `etcd::whole_primary_frozen_past_its_lease`: an etcd leader
+/// that was frozen ends the leases of all when it wakes up, the new leader's among them)
+#[test]
+fn a_primary_asks_before_it_takes_a_free_key() {
+    let primary = || {
+        Scene::leaderless().set(|script| {
+            script.pg.server = Server::Primary { timeline: Timeline(1), lsn: Lsn(1000) };
+            script.pg.is_primary = true;
+        })
+    };
+    assert!(primary().turn().did("acquire"), "nobody else leads");
+    let alone = primary().set(|script| script.probes.clear());
+    assert!({ alone }.turn().did("acquire"), "nobody answers");
+    let answers = |answer: PeerAnswer| {
+        primary().set(|script| {
+            script.probes.insert("c", answer);
+        })
+    };
+    assert!(
+        answers(replica_at(2000)).turn().did("acquire"),
+        "what was streamed since it was looked at"
+    );
+    let leads = PeerAnswer { in_recovery: false, timeline: Timeline(2), ..replica_at(1) };
+    let follows = PeerAnswer { timeline: Timeline(2), ..replica_at(1) };
+    for (why, rule, answer) in
+        [("another leads", "HA-095", leads), ("others follow another", "HA-322", follows)]
+    {
+        let came = answers(answer).turn();
+        assert!(came.fired(rule) && !came.did("acquire"), "{why}: {came:?}");
+        assert_eq!(came.task, Some(Task::Demote(Demotion::LostLock)), "{why}: {came:?}");
+    }
+}
+
 /// Proves HA-075.
 #[test]
 fn the_race_after_an_operators_request() {
