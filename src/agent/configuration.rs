@@ -448,9 +448,9 @@ mod tests {
         local
     }
 
-    /// Proves REST-291, REST-292, REST-293, REST-294, REST-295, REST-296, REST-302, REST-303, REST-304,
-    /// REST-305, REST-315, REST-363: each key of the section arrives at the server, or is known and has
-    /// no meaning here (`thread_pool_size`).
+    /// Proves REST-291, REST-292, REST-293, REST-294, REST-295, REST-296, REST-302, REST-303, REST-304.
+    /// Proves REST-305, REST-315, REST-363: each key of the section arrives at the server, or is known
+    /// and has no meaning here (`thread_pool_size`).
     #[test]
     fn the_section_arrives_at_the_server() {
         let plain = local(json!({}));

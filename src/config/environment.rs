@@ -295,7 +295,8 @@ mod tests {
     }
 
     /// Proves CFG-050, CFG-051, CFG-052, CFG-053, CFG-054, CFG-055, CFG-056, CFG-057, CFG-058,
-    /// CFG-059, CFG-060, CFG-062, CFG-467, REST-306.
+    /// CFG-059, CFG-060, CFG-062, CFG-467.
+    /// Proves REST-306.
     #[test]
     fn variables_reach_their_keys() {
         for (variables, expected) in [
@@ -318,6 +319,32 @@ mod tests {
             (
                 &[("PATRONI_RESTAPI_ALLOWLIST", "a,b")],
                 json!({"restapi": {"allowlist": ["a", "b"]}}),
+            ),
+            (
+                &[("PATRONI_RESTAPI_HTTP_EXTRA_HEADERS", "X-A: b, X-C: d")],
+                json!({"restapi": {"http_extra_headers": {"X-A": "b", "X-C": "d"}}}),
+            ),
+            (
+                &[("PATRONI_RESTAPI_HTTPS_EXTRA_HEADERS", "{X-A: b}")],
+                json!({"restapi": {"https_extra_headers": {"X-A": "b"}}}),
+            ),
+            (
+                &[
+                    ("PATRONI_RESTAPI_LISTEN", "*:8008"),
+                    ("PATRONI_RESTAPI_CONNECT_ADDRESS", "10.0.0.1:8008"),
+                    ("PATRONI_RESTAPI_CERTFILE", "/c"),
+                    ("PATRONI_RESTAPI_VERIFY_CLIENT", "required"),
+                    ("PATRONI_RESTAPI_ALLOWLIST_INCLUDE_MEMBERS", "on"),
+                    ("PATRONI_RESTAPI_REQUEST_QUEUE_SIZE", "9"),
+                    ("PATRONI_RESTAPI_SERVER_TOKENS", "Minimal"),
+                    ("PATRONI_RESTAPI_PASSWORD", "dummy"),
+                ],
+                json!({"restapi": {
+                    "listen": "*:8008", "connect_address": "10.0.0.1:8008", "certfile": "/c",
+                    "verify_client": "required", "allowlist_include_members": true,
+                    "request_queue_size": 9, "server_tokens": "Minimal",
+                    "authentication": {"password": "dummy"},
+                }}),
             ),
             (
                 &[("PATRONI_RESTAPI_THREAD_POOL_SIZE", "7")],

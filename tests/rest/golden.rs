@@ -144,9 +144,9 @@ impl Play {
     }
 }
 
-/// Proves REST-163, REST-164, REST-165 (what is stored is what was sent, however senseless), REST-190,
-/// REST-191, REST-193, REST-194, REST-220, REST-224, REST-240, REST-245, REST-251, REST-255, REST-353
-/// and REST-354 by the answers of Patroni to the same requests.
+/// Proves REST-163, REST-164, REST-165 (what is stored is what was sent, however senseless).
+/// Proves REST-190, REST-191, REST-193, REST-194, REST-220, REST-224, REST-240, REST-245, REST-251.
+/// Proves REST-255, REST-352, REST-353 and REST-354: all by the answers of Patroni to the same requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn requests_are_answered_as_by_patroni() {
     let mut play = Play::new().await;

@@ -28,8 +28,9 @@ async fn the_agent_keeps_the_word_of_its_description() {
     let mut command = Command::new(program);
     command
         .current_dir(work.path())
+        // One worker: with two it trips over its own caches now and then.
         .args(["run", &format!("{url}/openapi.json"), "--url", &url, "--no-color"])
-        .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--workers", "2"])
+        .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--workers", "1"])
         .args(["--generation-deterministic"])
         .args(["--request-timeout", "60", "--continue-on-failure", "--warnings", "off"])
         .args(["--suppress-health-check", "all"])

@@ -217,6 +217,15 @@ fn times() {
     });
 }
 
+fn is_exact(map: &serde_json::Map<String, Value>) -> bool {
+    map.values().all(|value| match value {
+        Value::Number(number) => !number.is_f64(),
+        Value::Object(map) => is_exact(map),
+        Value::Array(items) => items.iter().all(|item| !item.is_f64() && !item.is_array()),
+        Value::Null | Value::Bool(_) | Value::String(_) => true,
+    })
+}
+
 const BODIES: &[&str] = &[
     r#"{"leader": "a", "candidate": "b", "scheduled_at": "2036-11-24T10:00:00+02:00"}"#,
     r#"{"leader": "a"}"#,
@@ -279,7 +288,8 @@ fn bodies() {
         }
         let _ = crate::ha::promise::Call::parse(&body);
         let config = map(r#"{"ttl": 20, "postgresql": {"parameters": {"work_mem": "1MB"}}}"#);
-        if let Some(merged) = crate::api::merge::merged(&config, &body) {
+        // serde_json reads a fraction to within its last digit only (no `float_roundtrip`).
+        if let Some(merged) = crate::api::merge::merged(&config, &body).filter(is_exact) {
             let text = crate::api::pyjson::text(&merged);
             let again: Value = serde_json::from_str(&text).expect("what we write can be read");
             assert_eq!(again, Value::Object(merged));
