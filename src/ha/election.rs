@@ -239,7 +239,14 @@ pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), 
     let timeline = standby::demanded_timeline(&turn.settings, &turn.view);
     if let Some(candidate) = &request.candidate {
         if candidate == turn.me() {
-            let Server::Standby(standby) = &turn.pg.server else { return Ok(()) };
+            let standby = match &turn.pg.server {
+                Server::Standby(standby) => standby,
+                Server::Primary { .. } => return Ok(()),
+                // In pause nobody has looked before. (HA-085)
+                Server::Down | Server::Starting | Server::Silent(_) => {
+                    return Err(("HA-085", "PostgreSQL does not answer here".into()));
+                }
+            };
             if standby.timeline < timeline {
                 let mine = standby.timeline;
                 let why = format!("my timeline {mine} is behind the cluster's {timeline}");

@@ -183,6 +183,13 @@ async fn with_lock(turn: &mut Turn<'_>) -> Decided {
 
 /// HA-061, HA-131.
 async fn lock_of_a_standby(turn: &mut Turn<'_>) -> Decided {
+    if let Server::Silent(why) = &turn.pg.server {
+        // It may be a primary in a moment: a promotion was perhaps on its way when it fell silent. A key
+        // given up now would let another one be promoted beside it. (INV-23)
+        let why = format!("PostgreSQL does not answer: {why}");
+        turn.because("HA-017", why);
+        return Decided::line("postgres communication error");
+    }
     let asked = turn
         .view
         .pending_failover()

@@ -32,6 +32,24 @@ pub enum Kind {
     Restart { primary: bool },
 }
 
+impl Kind {
+    /// Does a primary run while it does, or at its end?
+    pub fn concerns_a_primary(self) -> bool {
+        match self {
+            Self::Bootstrap
+            | Self::StartAsPrimary
+            | Self::Promote
+            | Self::Demote
+            | Self::Restart { primary: true } => true,
+            Self::Clone
+            | Self::Follow
+            | Self::Rewind
+            | Self::SingleUser
+            | Self::Restart { primary: false } => false,
+        }
+    }
+}
+
 /// Why a primary is stopped, and what that allows. (section 10 of ha-loop.md)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Demotion {

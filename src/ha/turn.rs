@@ -11,7 +11,7 @@ use crate::ha::operator::{self, Said};
 use crate::ha::ports::{Observation, Ports, Reason, Server, Upstream};
 use crate::ha::run::Exit;
 use crate::ha::settings::Settings;
-use crate::ha::task::Task;
+use crate::ha::task::{Kind, Task};
 use crate::ha::{
     election, failsafe, follower, leader, member, pause, reached, recovery, restart, silence,
     slots, start,
@@ -521,7 +521,9 @@ impl Turn<'_> {
     /// Who neither holds the key nor may hold it without knowing can promise again; who holds it as a
     /// primary owes nobody a promise. (HA-018, HA-157)
     fn settle_claim(&mut self, decided: &Decided) {
-        let at_work = self.memory.task.is_some() || decided.start.is_some();
+        let running = self.memory.task.map(|task| task.kind);
+        let begins = decided.start.as_ref().map(Task::kind);
+        let at_work = running.into_iter().chain(begins).any(Kind::concerns_a_primary);
         match &self.lock {
             Lock::Mine { .. } if self.pg.is_primary => {
                 self.memory.raced = None;

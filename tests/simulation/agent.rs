@@ -2,6 +2,7 @@
 //! (clock, spawn, configuration, peers, fence, publish).
 
 use crate::executor::Sleep;
+use crate::stalls::{Part, Stalling};
 use crate::world::{Agent, MS, Process, Shared, World, code_of};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -61,6 +62,30 @@ pub fn base_settings() -> Settings {
     }
 }
 
+/// These settings under this document.
+fn configured(settings: &Settings, dynamic: &Map<String, Value>) -> Settings {
+    let number = |key: &str, old: u64| dynamic.get(key).and_then(Value::as_u64).unwrap_or(old);
+    let seconds = |key: &str, old: u32| u32::try_from(number(key, old.into())).unwrap_or(old);
+    let truth = |key: &str, old: bool| dynamic.get(key).and_then(Value::as_bool).unwrap_or(old);
+    let old = settings.timing;
+    Settings {
+        timing: Timing {
+            ttl: seconds("ttl", old.ttl),
+            loop_wait: seconds("loop_wait", old.loop_wait),
+            retry_timeout: seconds("retry_timeout", old.retry_timeout),
+        }
+        .adjusted(),
+        maximum_lag_on_failover: number(
+            "maximum_lag_on_failover",
+            settings.maximum_lag_on_failover,
+        ),
+        primary_start_timeout: seconds("primary_start_timeout", settings.primary_start_timeout),
+        failsafe_mode: truth("failsafe_mode", settings.failsafe_mode),
+        pause: truth("pause", false),
+        ..settings.clone()
+    }
+}
+
 /// The dynamic configuration as `/config` holds it.
 pub fn dynamic_of(settings: &Settings) -> Map<String, Value> {
     let mut map = Map::new();
@@ -78,6 +103,9 @@ impl World {
     pub fn start_agent(&mut self, node: usize) {
         if self.nodes[node].agent.is_some() || self.nodes[node].held_down {
             return;
+        }
+        if self.nodes[node].suspended {
+            return self.after(1_000 * MS, move |world| world.start_agent(node));
         }
         let life = self.nodes[node].lives + 1;
         self.nodes[node].lives = life;
@@ -105,6 +133,9 @@ impl World {
             api_url: format!("http://{name}:8008/patroni"),
             ..self.base.clone()
         };
+        // What the last life knew, until this one has read `/config`. (HA-019)
+        let cached = machine.cached.clone();
+        let settings = cached.as_ref().map_or(settings.clone(), |map| configured(&settings, map));
         let server = &machine.server;
         let role = match &server.data {
             None => Role::Uninitialized,
@@ -124,7 +155,7 @@ impl World {
         let copy = (self.sees_store(node) && !self.nodes[node].watch_broken)
             .then(|| (self.store.revision, self.store.view()));
         let now = self.local(node);
-        let dynamic = dynamic_of(&settings);
+        let dynamic = cached.unwrap_or_else(|| dynamic_of(&settings));
         let watchdog = self.watchdog_of(node, settings.timing);
         self.nodes[node].agent = Some(Agent {
             life,
@@ -151,16 +182,21 @@ impl World {
             gate: Arc::default(),
             seen_as_primary: role == Role::Primary,
             licensed_until: None,
+            stalls: Default::default(),
         });
         self.say(node, 40, |_| "agent starts".into());
         let ports = agency.ports_with(watchdog);
         let keeper = lease::keep(ports.clone(), lease.clone(), events.clone());
+        let (world, part) = (self.shared(), Part::Keeper);
+        let keeper = Stalling { world, process, part, work: keeper.boxed() };
         self.spawned.push((process, keeper.boxed()));
         let work = async move {
             let exit = run::run(ports, lease, events, reader).await;
             agency.world().agent_exited(process, &exit);
         };
-        self.spawned.push((process, work.boxed()));
+        let world = self.shared();
+        let turns = Stalling { world, process, part: Part::Loop, work: work.boxed() };
+        self.spawned.push((process, turns.boxed()));
     }
 
     fn agent_exited(&mut self, process: Process, exit: &run::Exit) {
@@ -174,6 +210,10 @@ impl World {
         self.check_exit(node, exit);
         // systemd, Restart=on-failure; what was stopped on purpose is started by whoever stopped it.
         match exit {
+            // It took longer than whoever stopped it waited.
+            run::Exit::Stopped if self.quiet => {
+                self.after(6_000 * MS, move |world| world.start_agent(node));
+            }
             run::Exit::Stopped => {}
             run::Exit::Fatal(_) | run::Exit::Left(_) => {
                 self.after(5_000 * MS, move |world| world.start_agent(node));
@@ -201,11 +241,13 @@ impl World {
 
     pub fn resume_agent(&mut self, node: usize) {
         let now = self.now_us;
+        let suspended = self.nodes[node].suspended;
         if let Some(agent) = self.nodes[node].agent.as_mut()
             && agent.frozen
+            && !suspended
         {
             agent.frozen = false;
-            agent.unfrozen_at = now;
+            agent.unfrozen_at = agent.unfrozen_at.max(now);
             self.say(node, 44, |_| "agent goes on".into());
             self.note_resumed();
         }
@@ -294,7 +336,9 @@ impl Clock for Agency {
     }
 
     fn wall(&self) -> DateTime<Utc> {
-        let ms = 1_767_225_600_000_i64 + i64::try_from(self.world().now_us / MS).unwrap_or(0);
+        let world = self.world();
+        let ahead = world.nodes.get(self.process.node).map_or(0, |node| node.wall_ahead_ms);
+        let ms = 1_767_225_600_000 + i64::try_from(world.now_us / MS).unwrap_or(0) + ahead;
         DateTime::from_timestamp_millis(ms).unwrap_or_default()
     }
 
@@ -347,25 +391,17 @@ impl Configuration for Agency {
     async fn apply(&self, dynamic: &Map<String, Value>) -> Result<(), String> {
         let mut world = self.world();
         let Some(agent) = world.agent_mut(self.process) else { return Ok(()) };
-        let number = |key: &str, old: u64| dynamic.get(key).and_then(Value::as_u64).unwrap_or(old);
-        let mut new = (*agent.settings).clone();
-        let seconds = |key: &str, old: u32| u32::try_from(number(key, old.into())).unwrap_or(old);
-        new.timing = Timing {
-            ttl: seconds("ttl", new.timing.ttl),
-            loop_wait: seconds("loop_wait", new.timing.loop_wait),
-            retry_timeout: seconds("retry_timeout", new.timing.retry_timeout),
-        }
-        .adjusted();
-        new.maximum_lag_on_failover =
-            number("maximum_lag_on_failover", new.maximum_lag_on_failover);
-        new.primary_start_timeout = seconds("primary_start_timeout", new.primary_start_timeout);
+        let new = configured(&agent.settings, dynamic);
         let (timing, watchdog) = (new.timing, agent.watchdog.clone());
-        new.failsafe_mode =
-            dynamic.get("failsafe_mode").and_then(Value::as_bool).unwrap_or(new.failsafe_mode);
         agent.settings = Arc::new(new);
         agent.dynamic = dynamic.clone();
         watchdog.configure(world.watchdog_settings_for(timing));
-        world.say(self.process.node, 48, |_| "applies a new /config".into());
+        let node = self.process.node;
+        world.nodes[node].cached = Some(dynamic.clone());
+        world.say(node, 48, |_| "applies a new /config".into());
+        if world.agent(self.process).is_some_and(|agent| agent.settings.pause) {
+            world.note_pause(node);
+        }
         Ok(())
     }
 }
@@ -378,6 +414,7 @@ impl Publish for Agency {
             world.check_replay(node, decision);
         }
         world.count("turns");
+        world.note_pause(node);
         let Some(agent) = world.agent_mut(self.process) else { return };
         agent.seen_as_primary = seen.postgres.is_primary;
         let licensed = std::mem::replace(&mut agent.licensed_until, seen.failsafe_until);
@@ -464,6 +501,7 @@ impl Peers for Agency {
         let (answers, stream) = mpsc::unbounded();
         let mut world = self.world();
         let from = self.process;
+        world.late_call(from.node);
         if let Some(agent) = world.agent_mut(from) {
             agent.saw_primary = None;
         }

@@ -42,6 +42,11 @@ const BROKEN: &[(Breakage, bool)] = &[
     (Breakage::OneRefusalIsEnough, true),
     (Breakage::FailsafeBeliefTooLong, true),
     (Breakage::RaceOutsideFailsafe, true),
+    (Breakage::RestartIgnoresTheLoss, true),
+    (Breakage::PromiseWhileRacing, true),
+    (Breakage::RaceDespitePromise, true),
+    (Breakage::PauseDemotes, true),
+    (Breakage::PauseStarts, true),
 ];
 
 fn seed_fails(seed: u64, guarded: bool) -> Option<(String, String)> {

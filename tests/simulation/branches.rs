@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 /// Percent of all branches that so many seeds must reach.
-const FLOORS: &[(u64, usize)] = &[(10_000, 62), (2_000, 60), (300, 55)];
+const FLOORS: &[(u64, usize)] = &[(10_000, 72), (2_000, 70), (300, 55)];
 
 /// File below src/ha, and line.
 type Branch = (String, u32);

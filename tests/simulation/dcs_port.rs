@@ -164,6 +164,7 @@ impl Dcs for Agency {
         {
             let mut world = self.world();
             world.check_race(self.process);
+            world.late_call(self.process.node);
         }
         self.ask(by, "acquire", |world, me| world.op_acquire(me)).await
     }
@@ -241,11 +242,12 @@ impl Dcs for Agency {
         by: Deadline,
     ) -> Result<Version, DcsError> {
         let sync = sync.clone();
-        self.ask(by, "sync", move |world, _| world.op_sync(Some(sync), expect)).await
+        self.ask(by, "sync", move |world, me| world.op_sync(me, Some(sync), expect)).await
     }
 
     async fn delete_sync(&self, expect: Expect, by: Deadline) -> Result<(), DcsError> {
-        self.ask(by, "delete sync", move |world, _| world.op_sync(None, expect).map(|_| ())).await
+        self.ask(by, "delete sync", move |world, me| world.op_sync(me, None, expect).map(|_| ()))
+            .await
     }
 
     async fn write_history(&self, history: &History, by: Deadline) -> Result<(), DcsError> {

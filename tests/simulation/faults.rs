@@ -37,8 +37,7 @@ pub const FAULTS: &[Kind] = &[
         let node = it.node;
         world.nodes[node].server.frozen = world.nodes[node].server.alive();
         world.lasts(it.either, move |world| {
-            world.nodes[node].server.frozen = false;
-            world.check_writers();
+            world.thaw_postgres(node);
         });
     }),
     kind("store outage, short", 5, |world, it| {
@@ -151,7 +150,7 @@ impl World {
         self.lasts(us, move |world| world.resume_agent(node));
     }
 
-    fn stop_for(&mut self, node: usize, us: u64) {
+    pub fn stop_for(&mut self, node: usize, us: u64) {
         self.shut_down_agent(node);
         self.lasts(us, move |world| world.start_agent(node));
     }
@@ -163,14 +162,14 @@ impl World {
         for node in 0..self.nodes.len() {
             self.store_link_changed(node);
         }
-        let extends = random.percent(50);
+        let extends = random.percent(self.store.kind.row.extends_percent);
         self.lasts(us, move |world| {
             world.store.up = true;
             let now = world.now_us;
             if extends {
                 // etcd: a new leader gives every lease its full length again.
-                for (until, length) in world.store.sessions.values_mut() {
-                    *until = (*until).max(now + *length);
+                for ends in world.store.sessions.values_mut() {
+                    ends.until = ends.until.max(now + ends.length);
                 }
             }
             for node in 0..world.nodes.len() {
@@ -262,10 +261,12 @@ impl World {
             let machine = &mut self.nodes[node];
             machine.slow = 1;
             machine.failing = 0;
+            machine.wall_ahead_ms = 0;
             machine.to_store = true;
             machine.from_store = true;
-            machine.server.frozen = false;
             self.store_link_changed(node);
+            self.wake(node);
+            self.thaw_postgres(node);
             self.resume_agent(node);
             self.after(6 * SECOND, move |world| world.start_agent(node));
         }

@@ -40,6 +40,9 @@ pub struct Watched {
     /// Two promotions that PostgreSQL itself cannot tell apart; the run ended there.
     pub twins: bool,
     pub confirmed: crate::synchronous::Confirmed,
+    pub pause: crate::pause::Pause,
+    /// Who got the key last and should not have: it is not yet promoted.
+    pub unfit: Option<(usize, &'static str)>,
     /// When an operator's request was last written.
     pub request_at: Option<u64>,
 }
@@ -81,7 +84,7 @@ impl World {
     /// INV-2.
     pub fn check_writers(&mut self) {
         let writers: Vec<String> = (0..self.nodes.len())
-            .filter(|node| self.nodes[*node].server.writable())
+            .filter(|node| self.nodes[*node].server.writable() && !self.in_hands(*node))
             .map(|node| self.name(node))
             .collect();
         if writers.len() > 1 && (!self.watched.fence_broken || self.watchdogs.fences()) {
@@ -131,7 +134,7 @@ impl World {
             .agent
             .as_ref()
             .is_some_and(|agent| agent.lease.licensed_until(now).is_some());
-        let fine = self.holds_key(node) || bootstrapping || licensed;
+        let fine = self.holds_key(node) || bootstrapping || licensed || self.in_hands(node);
         if !self.nodes[node].server.writable() || fine {
             self.watched.without_lock_since.remove(&node);
             return;
@@ -158,6 +161,10 @@ impl World {
     /// INV-3.
     pub fn check_promote(&mut self, node: usize) {
         self.check_watched(node);
+        if let Some((_, what)) = self.watched.unfit.filter(|(unfit, _)| *unfit == node) {
+            let what = format!("{} is promoted and was not {what}", self.name(node));
+            return self.violation("INV-13", what);
+        }
         if !self.believes(node) {
             let what = format!("{} promotes and does not hold the lock", self.name(node));
             self.violation("INV-3", what);
@@ -174,6 +181,10 @@ impl World {
         self.check_synchronous_promotion(node, at);
         let timeline = Timeline(self.timeline(node));
         let cluster = self.store.history.cluster_timeline();
+        if self.somebody_in_hands() {
+            self.watched.clean = None;
+            return;
+        }
         // Without a guard nobody stops a promotion whose agent is frozen.
         let alone = self.watched.fence_broken && !self.is_healthy(node, SECOND);
         if timeline <= cluster && self.base.check_timeline && cluster.0 > 1 && !alone {
@@ -233,9 +244,14 @@ impl World {
 
     /// The store gives the key: was this the one to have it? (INV-8, INV-13, INV-14, INV-17)
     pub fn check_acquire(&mut self, node: usize) {
+        self.watched.unfit = None;
+        self.note_elected(node);
         self.check_may_lead(node);
         self.check_promise(node);
         self.check_synchronous_acquire(node);
+        if self.somebody_in_hands() {
+            return;
+        }
         let machine = &self.nodes[node];
         let (Some(tip), Some(agent)) = (self.tip(node), &machine.agent) else { return };
         let cluster = self.store.history.cluster_timeline();
@@ -263,7 +279,9 @@ impl World {
             self.violation("INV-8", what);
             return;
         }
-        if manual || self.watched.network_since + 6 * SECOND > self.now_us {
+        // What it heard of the others is older than its request.
+        let old = 6 * SECOND + 2 * self.store.slow_ms * MS;
+        if manual || self.watched.network_since + old > self.now_us {
             return;
         }
         for peer in 0..self.nodes.len() {
@@ -274,11 +292,11 @@ impl World {
                 || other.foreign
                 || self.watchdog_failed(peer)
                 || !self.connected(node, peer)
-                || !self.is_healthy(peer, 6 * SECOND)
-                || !self.is_healthy(node, 6 * SECOND)
+                || !self.is_healthy(peer, old)
+                || !self.is_healthy(node, old)
                 || other.server.frozen
                 || !other.server.ready()
-                || other.server.ready_since + 6 * SECOND > self.now_us
+                || other.server.ready_since + old > self.now_us
             {
                 continue;
             }
@@ -293,13 +311,10 @@ impl World {
             let ahead = self
                 .tip(peer)
                 .is_some_and(|theirs| theirs.branch == tip.branch && theirs.lsn > tip.lsn + 20_000);
-            // Nobody waits for one that may not win. (HA-092)
-            let outside =
-                self.store.failsafe.as_ref().is_some_and(|map| {
-                    !map.0.is_empty() && !map.0.contains_key(other.name.as_str())
-                });
-            let may_win = !other.nofailover && !outside;
-            if ahead && may_win && other.server.recovering && !other.server.streaming {
+            // Nobody waits for one that the records keep from winning. (8.2, HA-092)
+            let may_win = self.may_be_elected(peer) && !self.is_outside_the_map(peer);
+            let waits = ahead && may_win && !other.nofailover && other.server.recovering;
+            if waits && !other.server.streaming {
                 self.violation(
                     "HA-095",
                     format!("{us} gets the key while {them} is further ahead"),
@@ -312,7 +327,7 @@ impl World {
     /// INV-23.
     pub fn check_release(&mut self, node: usize) {
         let server = &self.nodes[node].server;
-        if server.ready() && !server.recovering && server.clients {
+        if server.ready() && !server.recovering && server.clients && !self.in_hands(node) {
             let what = format!("{} gives the key up while its clients write", self.name(node));
             self.violation("INV-23", what);
         }
@@ -353,9 +368,13 @@ impl World {
                     .agent
                     .as_ref()
                     .is_some_and(|agent| agent.tasks.contains(&"bootstrap"));
+                // What an operator promoted without its watchdog may not stay. (HA-100)
+                let unwatched = self.in_hands(node) && self.watchdog_failed(node);
                 if self.holds_key(node)
                     && !bootstrapping
-                    && left > self.ttl_us(node) / 6 + 2 * SECOND
+                    && !unwatched
+                    // The reserve, what is not believed of a lease, and a clock that is as much off.
+                    && left > self.ttl_us(node) / 6 + self.ttl_us(node) / 10 + 2 * SECOND
                 {
                     let what = format!(
                         "{} is killed immediately with {} ms of its lease left",
@@ -378,11 +397,13 @@ impl World {
 
     /// INV-5: the guard is for agents that cannot act; a healthy one stops PostgreSQL itself.
     pub fn check_fence_fired(&mut self, node: usize) {
+        self.check_paused_fence(node);
         // An agent that just came may not know yet whether the lock is its own; and a stop for a
         // switchover may take longer than the lease. A restart ends before it does. (HA-163)
         let server = &self.nodes[node].server;
         let hands_over = server.stopping && !self.runs(node, "restart");
-        if self.is_healthy(node, self.ttl_us(node)) && server.writable() && !hands_over {
+        let writes = server.writable() || server.starts_as_primary();
+        if self.is_healthy(node, self.ttl_us(node)) && writes && !hands_over {
             let what = format!("the guard of {} had to act for a healthy agent", self.name(node));
             self.violation("INV-5", what);
         }
@@ -392,6 +413,7 @@ impl World {
     pub fn check_task(&mut self, node: usize, name: &'static str) {
         const BESIDE: &str = "checkpoint after promotion";
         self.check_ordered(node, name);
+        self.check_paused_task(node, name);
         let Some(agent) = &self.nodes[node].agent else { return };
         let other = agent.tasks.iter().find(|task| **task != BESIDE && name != BESIDE);
         if let Some(other) = other {
@@ -402,7 +424,7 @@ impl World {
 
     /// INV-19.
     pub fn check_start_as_primary(&mut self, node: usize) {
-        if !self.believes(node) {
+        if !self.believes(node) && !self.in_hands(node) {
             let what = format!("{} starts as a primary without the lock", self.name(node));
             self.violation("INV-19", what);
         }
@@ -435,6 +457,10 @@ impl World {
     pub fn check_effect(&mut self, node: usize, what: &'static str) {
         let Some(data) = &self.nodes[node].server.data else { return };
         let Some((cluster, _)) = &self.store.initialize else { return };
+        // An operator's order to copy the cluster in its place. (HA-055)
+        if self.runs(node, "reinitialize") {
+            return;
+        }
         if !cluster.is_empty() && *cluster != data.system_id.as_str() {
             let text = format!("{what} on {}, which holds another cluster's data", self.name(node));
             self.violation("INV-21", text);
@@ -496,7 +522,7 @@ impl World {
         if twins {
             self.say(standby, 70, |_| format!("{what}, and nobody can know"));
             self.watched.twins = true;
-        } else if may_act && since + long < now {
+        } else if may_act && since + long < now && !self.somebody_in_hands() {
             self.violation("INV-17", what);
         }
     }
@@ -527,6 +553,8 @@ impl World {
             && !self.watchdog_failed(node)
             && machine.server.ready()
             && self.may_be_elected(node)
+            && self.collects_votes(node, tip)
+            && !self.is_outside_the_map(node)
             && (!old || !agent.settings.check_timeline)
             && behind <= agent.settings.maximum_lag_on_failover
     }

@@ -5,7 +5,8 @@
 //! cargo test -p hathi-simulation               optimised, and nothing else of hathi is built
 //! SIM_SEED=4711                                replays one seed and prints its trace
 //! SIM_SEED=4711 SIM_KEEP=3,17                  the same with only these of its planned faults
-//! SIM_SEEDS=20000                              runs so many (default 2,000), SIM_FROM=n from n on
+//! SIM_SEEDS=20000                              runs so many (default 2,000; scripts/test: 10,000),
+//!                                              SIM_FROM=n from n on
 //! SIM_THREADS=2                                on so many threads
 //! SIM_REPLAY=1                                 records and runs again every turn of every seed
 //! SIM_UNGUARDED=1                              without the guard, as some deliberate breakages run
@@ -21,12 +22,14 @@ mod agent;
 mod bites;
 #[cfg(feature = "breakages")]
 mod branches;
+mod clocks;
 mod dcs_port;
 mod executor;
 mod failsafe;
 mod faults;
 mod invariants;
 mod operators;
+mod pause;
 mod plan;
 mod postgres_port;
 mod random;
@@ -34,7 +37,9 @@ mod replays;
 mod requests;
 mod server;
 mod shrink;
+mod stalls;
 mod store;
+mod stores;
 mod synchronous;
 mod total;
 mod transcript;
@@ -102,7 +107,7 @@ fn root() -> PathBuf {
 
 /// Under random faults; each ends the run that breaks it (invariants.rs, operators.rs).
 /// Proves INV-2, INV-4, INV-5, INV-8, INV-13, INV-17, INV-18, INV-20, INV-21, INV-22, INV-24.
-/// Proves INV-29, INV-33, INV-34.
+/// Proves INV-26, INV-27, INV-29, INV-30, INV-33, INV-34.
 #[test]
 fn seeds() {
     match std::env::var("SIM_SEED").ok().and_then(|text| text.parse().ok()) {

@@ -4,6 +4,7 @@
 use crate::agent::Agency;
 use crate::dcs_port::patience;
 use crate::plan::{Kind, Strike};
+use crate::random::Random;
 use crate::world::{MS, Process, SECOND, World};
 use chrono::{DateTime, FixedOffset};
 use futures::FutureExt;
@@ -38,6 +39,13 @@ pub fn wall(at_us: u64) -> DateTime<FixedOffset> {
 
 fn since_epoch(at: DateTime<FixedOffset>) -> u64 {
     u64::try_from(at.timestamp_millis() - 1_767_225_600_000).unwrap_or(0) * MS
+}
+
+/// Is this moment (of the run, in microseconds) within the window, for a clock that shows so many
+/// milliseconds?
+fn is_due(at: u64, shown_ms: i64, window: u64) -> bool {
+    let at = i64::try_from(at / MS).unwrap_or(i64::MAX);
+    (at..=at + i64::try_from(window / MS).unwrap_or(0)).contains(&shown_ms)
 }
 
 pub const FAULTS: &[Kind] = &[
@@ -101,6 +109,9 @@ impl World {
                         world.freeze_for(node, "agent frozen in mid-restart", long);
                     });
                 }
+                if random.percent(20) {
+                    self.lose_store_in_mid_restart(node, random);
+                }
             }
             Mischief::ScheduleRestart => {
                 self.fault("restart scheduled");
@@ -129,6 +140,22 @@ impl World {
         }
     }
 
+    /// The stop still goes well; the start takes long, and the lease ends in the middle of it.
+    /// (HA-163)
+    fn lose_store_in_mid_restart(&mut self, node: usize, random: &mut Random) {
+        let at = random.between(100, 900) * MS;
+        let ttl = self.base.timing.ttl_ms() * MS;
+        self.after(at, move |world| {
+            if world.quiet {
+                return;
+            }
+            world.fault("store and disk lost in mid-restart");
+            world.cut_store(node, true, 2 * ttl);
+            world.nodes[node].slow = 60;
+            world.lasts(2 * ttl, move |world| world.nodes[node].slow = 1);
+        });
+    }
+
     /// The machine that creates the cluster dies with all it has; another one comes in its place.
     /// (HA-308)
     fn abandon_bootstrap(&mut self, back: u64) {
@@ -145,7 +172,7 @@ impl World {
     }
 
     /// Through this node's REST API, if its agent is there.
-    fn order(&mut self, node: usize, wish: Wish) {
+    pub fn order(&mut self, node: usize, wish: Wish) {
         let Some(agent) = &self.nodes[node].agent else { return };
         let process = Process { node, life: agent.life };
         let key = (node, agent.life);
@@ -225,16 +252,20 @@ impl World {
         }
         let name = self.nodes[node].name.clone();
         let plans = orders.planned.remove(&(node, life)).unwrap_or_default();
-        let (now, window) = (self.now_us, self.window_us(node));
-        let due = plans.iter().find(|plan| (plan.at..=plan.at + window).contains(&now));
-        let Some(Plan { epoch, .. }) = due.copied() else {
+        let window = self.window_us(node);
+        // Before or after its clock was set, who can say.
+        let Some(now) = self.wall_of(node, window) else { return };
+        let due: Vec<Plan> =
+            plans.iter().filter(|plan| is_due(plan.at, now, window)).copied().collect();
+        if due.is_empty() {
             let at: Vec<u64> = plans.iter().map(|plan| plan.at / MS).collect();
-            let what = format!("{name} restarts at {} ms; scheduled were {at:?}", now / MS);
+            let what = format!("{name} restarts at {now} ms; scheduled were {at:?}");
             return self.violation("INV-24", what);
-        };
-        // One that died while the turn that ordered this waited for the store has no successor yet.
-        let now = self.life_of_server(node);
-        if epoch.is_some_and(|epoch| now.is_some_and(|now| now != epoch)) {
+        }
+        // One that died while the turn that ordered this waited for the store has no successor yet. Of
+        // several that are due the agent may have dropped those that this server is too young for.
+        let Some(now) = self.life_of_server(node) else { return };
+        if due.iter().all(|plan| plan.epoch.is_some_and(|epoch| epoch != now)) {
             self.violation("HA-078", format!("{name} restarts a server that came after"));
         }
     }
@@ -245,11 +276,11 @@ impl World {
         let window = self.window_us(node);
         // A request that is written while another one is carried out is not the one.
         let settled = self.watched.requested_at + 10 * SECOND < self.now_us;
-        if settled && (self.now_us < at || self.now_us > at + window) {
+        let Some(now) = self.wall_of(node, window).filter(|_| settled) else { return };
+        if !is_due(at, now, window) {
             let name = self.nodes[node].name.clone();
             let what = format!(
-                "{name} begins a switchover at {} ms that was scheduled for {} ms",
-                self.now_us / MS,
+                "{name} begins a switchover at {now} ms that was scheduled for {} ms",
                 at / MS
             );
             self.violation("INV-24", what);

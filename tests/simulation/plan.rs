@@ -72,6 +72,7 @@ impl Case {
         let mut random = Random::new(self.seed ^ 0xFA17);
         draw_cluster(&mut world, &mut random);
         crate::synchronous::draw(&mut world, self.seed);
+        crate::stores::draw(&mut world, self.seed);
         world.watchdogs.draw(self.seed, self.guarded);
         world.planned = plan_faults(&world, &mut random);
         for number in 0..world.planned.len() {
@@ -82,13 +83,18 @@ impl Case {
             world.at(at, move |world| world.strike(number));
         }
         crate::failsafe::plan(&mut world, self.seed);
+        crate::pause::plan(&mut world, self.seed);
+        crate::clocks::plan(&mut world, self.seed);
+        crate::stalls::plan(&mut world, self.seed);
         world.at(0, World::tick);
         world.at(0, World::watch_sessions);
         world.at(MENDED, World::mend_everything);
         let (base, nodes) = (world.base.clone(), world.nodes.len());
+        let store = world.store.kind.row.name;
         world.say(usize::MAX, 0, |_| {
             format!(
-                "{nodes} nodes, {:?}, primary_start_timeout {}, maximum lag {}, check_timeline {}",
+                "{nodes} nodes on {store}, {:?}, primary_start_timeout {}, maximum lag {}, \
+                 check_timeline {}",
                 base.timing,
                 base.primary_start_timeout,
                 base.maximum_lag_on_failover,

@@ -162,14 +162,18 @@ impl Agency {
         let system_id = server.data.as_ref().map(|data| data.system_id.clone());
         let now = world.local(node);
         let can_rewind = world.watched.can_rewind;
+        let answers = matches!(seen, Server::Primary { .. } | Server::Standby(_));
+        let joins = answers && std::mem::take(&mut world.nodes[node].server.joins);
         let mut seen_role = None;
         if let Some(agent) = world.agent_mut(self.process) {
             // A server that became ready after the wait for it was over.
-            if agent.state == State::Starting
-                && matches!(seen, Server::Primary { .. } | Server::Standby(_))
-            {
+            if answers && (agent.state == State::Starting || joins) {
                 agent.state = State::Running;
                 agent.state_since = now;
+            }
+            if joins {
+                let primary = matches!(seen, Server::Primary { .. });
+                agent.role = if primary { Role::Primary } else { Role::Replica };
             }
             seen_role = Some((agent.state, agent.state_since, agent.role));
         }
@@ -178,8 +182,11 @@ impl Agency {
         let is_primary = match &seen {
             Server::Primary { .. } => true,
             Server::Standby(_) => false,
-            Server::Silent(_) => role == Role::Primary,
-            Server::Down | Server::Starting => false,
+            // As the real one: what it was told to be, until it answers. (HA-057)
+            Server::Starting | Server::Silent(_) => {
+                matches!(role, Role::Primary | Role::Promoted)
+            }
+            Server::Down => false,
         };
         Observation {
             data_dir,
@@ -542,7 +549,10 @@ impl Postgres for Agency {
     fn stop(&self, how: Stop) -> BoxStream<'static, StopStep> {
         let (steps, stream) = mpsc::unbounded();
         self.state(State::Stopping);
-        self.world().pg_stop(self.process.node, how, steps);
+        let mut world = self.world();
+        world.check_paused_stop(self.process.node);
+        world.pg_stop(self.process.node, how, steps);
+        drop(world);
         let agency = self.clone();
         stream
             .map(move |step| {

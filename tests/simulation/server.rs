@@ -48,6 +48,10 @@ pub struct Server {
     pub frozen: bool,
     /// Grows with each start and each death: what was scheduled for an earlier one is void.
     pub epoch: u64,
+    /// Somebody else than the agent started it: the agent takes it as it finds it. (PG-014)
+    pub joins: bool,
+    /// An operator promoted or started it, in this life of the server.
+    pub by_hand: bool,
     pub streaming: bool,
     /// The receiver ran since the start.
     pub received: bool,
@@ -62,10 +66,9 @@ pub struct Server {
     pub ready_since: u64,
     /// `synchronous_standby_names` in force.
     pub names: String,
-    /// Changes of the names that were ordered, and the newest that is in force. Each is a file that is
-    /// replaced and read as a whole: an older one cannot come after a newer one.
-    pub names_ordered: u64,
-    pub names_in_force: u64,
+    /// The value in the file, which every reload and every start reads: an earlier one that is late
+    /// brings back nothing.
+    pub written_names: String,
     /// A client's commit that waits for its confirmation.
     pub waiting: Option<Tip>,
     /// Since when its upstream sends another history under the number of its timeline.
@@ -79,6 +82,12 @@ impl Server {
 
     pub fn ready(&self) -> bool {
         self.postmaster == Postmaster::Up
+    }
+
+    /// Will it accept commits as soon as it is ready?
+    pub fn starts_as_primary(&self) -> bool {
+        let standby = self.data.as_ref().is_none_or(|data| data.standby_signal);
+        self.postmaster == Postmaster::Starting && !standby
     }
 
     /// Would a client's commit be accepted now?
@@ -174,6 +183,7 @@ impl World {
             let server = &mut self.nodes[node].server;
             server.epoch += 1;
             server.postmaster = Postmaster::Starting;
+            server.by_hand = false;
             server.clients = false;
             server.recovering = true;
             server.stopping = false;
@@ -182,8 +192,9 @@ impl World {
             server.received = false;
             server.waiting = None;
             if !as_primary {
-                server.names.clear(); // PG-288
+                server.written_names.clear(); // PG-288
             }
+            server.names.clone_from(&server.written_names);
             let Some(data) = &mut server.data else { return 0 };
             data.standby_signal = !as_primary;
             data.conninfo = if as_primary { None } else { upstream };
@@ -281,7 +292,20 @@ impl World {
         }
         if let Some(at) = how.immediate_at {
             let at = self.true_at(node, at);
-            self.at(at, move |world| world.stop_now(node, epoch));
+            let life = self.nodes[node].agent.as_ref().map(|agent| agent.life);
+            self.at(at, move |world| world.stop_after_all(node, epoch, life));
+        }
+    }
+
+    /// The second signal comes from the agent that sent the first, if it is there and runs.
+    fn stop_after_all(&mut self, node: usize, epoch: u64, life: Option<u64>) {
+        let agent = self.nodes[node].agent.as_ref();
+        match agent.filter(|agent| Some(agent.life) == life) {
+            Some(agent) if agent.frozen => {
+                self.after(200 * MS, move |world| world.stop_after_all(node, epoch, life));
+            }
+            Some(_) => self.stop_now(node, epoch),
+            None => {}
         }
     }
 
@@ -461,7 +485,7 @@ impl World {
     /// The guard: a process of its own, with the agent's last word on the lease.
     pub fn fence_tick(&mut self, node: usize) {
         let Some(until) = self.nodes[node].fence else { return };
-        if self.local(node) < until {
+        if self.nodes[node].suspended || self.local(node) < until {
             return;
         }
         self.nodes[node].fence = None;

@@ -19,9 +19,18 @@ pub struct Held {
     pub session: u64,
 }
 
+/// A lease: in true time, not before which moment it ends, how long it is, and how late it will end.
+#[derive(Clone, Copy, Debug)]
+pub struct Session {
+    pub until: u64,
+    pub length: u64,
+    late: u64,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Store {
     pub up: bool,
+    pub kind: crate::stores::Kind,
     /// Down like a dead server: refuses at once instead of being silent.
     pub refuses: bool,
     pub revision: u64,
@@ -39,8 +48,7 @@ pub struct Store {
     pub sync: Option<(Sync, u64)>,
     pub history: History,
     pub failsafe: Option<Failsafe>,
-    /// Session to the true time of its end and its length.
-    pub sessions: BTreeMap<u64, (u64, u64)>,
+    pub sessions: BTreeMap<u64, Session>,
     pub next_session: u64,
     cached: Option<Arc<ClusterView>>,
 }
@@ -83,13 +91,14 @@ impl Store {
     }
 
     fn keep_session(&mut self, session: u64, now_us: u64, ttl_us: u64) {
-        self.sessions.insert(session, (now_us + ttl_us, ttl_us));
+        let late = self.kind.late_us(ttl_us);
+        self.sessions.insert(session, Session { until: now_us + ttl_us, length: ttl_us, late });
     }
 
     /// True time of the end of the leader's lease.
     pub fn leader_until(&self) -> Option<u64> {
         let held = self.leader.as_ref()?;
-        self.sessions.get(&held.session).map(|(until, _)| *until)
+        self.sessions.get(&held.session).map(|session| session.until)
     }
 }
 
@@ -121,8 +130,10 @@ impl World {
         let revision = self.store.bump();
         let view = self.store.view();
         for node in 0..self.nodes.len() {
-            let most = if self.store.slow_ms > 0 { self.store.slow_ms.min(2_000) } else { 20 };
-            let delay = self.random.between(1, most.max(1)) * MS;
+            let usual = self.store.kind.row.watch_ms;
+            let slow = self.store.slow_ms;
+            let most = if slow > 0 { slow.min(2_000).max(usual) } else { usual };
+            let delay = (self.random.between(1, most) + self.store.kind.missed_ms()) * MS;
             let at = (self.now_us + delay).max(self.nodes[node].last_delivery_at);
             self.nodes[node].last_delivery_at = at;
             let (change, view) = (change.clone(), view.clone());
@@ -183,7 +194,7 @@ impl World {
             .store
             .sessions
             .iter()
-            .filter(|(_, (until, _))| *until <= now)
+            .filter(|(_, ends)| ends.until + ends.late <= now)
             .map(|(session, _)| *session)
             .collect();
         for session in ended {
@@ -200,11 +211,12 @@ impl World {
             self.say(node, 10, |_| "STORE leader key expired".into());
             self.changed(Change::Leader);
         }
+        let stay = self.store.kind.row.members_stay;
         let gone: Vec<MemberName> = self
             .store
             .members
             .iter()
-            .filter(|(_, (_, bound))| *bound == session)
+            .filter(|(_, (_, bound))| *bound == session && !stay)
             .map(|(name, _)| name.clone())
             .collect();
         for name in gone {
@@ -342,12 +354,24 @@ impl World {
         Ok(Version(version))
     }
 
-    pub fn op_sync(&mut self, value: Option<Sync>, expect: Expect) -> Result<Version, DcsError> {
+    pub fn op_sync(
+        &mut self,
+        me: &Asker,
+        value: Option<Sync>,
+        expect: Expect,
+    ) -> Result<Version, DcsError> {
         meets(expect, self.store.sync.as_ref().map(|(_, version)| *version), "sync")?;
         let version = self.store.revision + 1;
+        self.say(me.node, 15, |_| {
+            format!("STORE /sync := {}", value.as_ref().map(Sync::to_wire).unwrap_or_default())
+        });
+        let own = value.as_ref().is_some_and(|record| record.leader.as_ref() == Some(&me.name));
+        let was = self.store.sync.as_ref().and_then(|(record, _)| record.leader.clone());
+        if own && was.as_ref() != Some(&me.name) {
+            self.note_record(me.node);
+        }
         self.store.sync = value.map(|value| (value, version));
         self.changed(Change::Sync);
-        self.note_record();
         self.check_order();
         Ok(Version(version))
     }
@@ -372,6 +396,7 @@ impl World {
         self.store = Store {
             up: kept.up,
             revision: kept.revision,
+            kind: kept.kind,
             sessions: kept.sessions,
             next_session: kept.next_session,
             ..Store::default()

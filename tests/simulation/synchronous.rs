@@ -20,9 +20,6 @@ pub struct Confirmed {
     commits: BTreeMap<usize, u64>,
     /// The key was given for an operator's request: what that loses is the operator's.
     manual: bool,
-    /// That leader's own record. Whoever it names may finish, later and unasked, what the operator
-    /// began: nobody else may lead, and what it lacks was given up with the request.
-    manual_record: Option<Sync>,
     pub count: u64,
     pub waited: u64,
 }
@@ -44,6 +41,13 @@ pub fn draw(world: &mut World, seed: u64) {
     }
 }
 
+impl Confirmed {
+    /// An operator's hand may have thrown away what was confirmed.
+    pub fn forget(&mut self) {
+        self.commits.clear();
+    }
+}
+
 impl World {
     pub fn is_synchronous(&self) -> bool {
         match self.base.synchronous.mode {
@@ -60,6 +64,25 @@ impl World {
     pub fn may_be_elected(&self, node: usize) -> bool {
         let record = self.record().filter(|_| self.is_synchronous());
         record.is_none_or(|record| record.names(&self.nodes[node].name))
+    }
+
+    /// HA-095 g: would those that are there elect it?
+    pub fn collects_votes(&self, node: usize, tip: Tip) -> bool {
+        let Some(record) = self.record().filter(|_| self.is_synchronous()) else { return true };
+        if self.base.synchronous.mode != SynchronousMode::Quorum {
+            return true;
+        }
+        let timeline = self.wal.timeline(tip);
+        let (mut votes, mut ahead) = (if record.names(&self.nodes[node].name) { 0 } else { -1 }, 0);
+        for (peer, machine) in self.nodes.iter().enumerate().filter(|(peer, _)| *peer != node) {
+            let Some(theirs) = self.tip(peer).filter(|_| machine.server.ready()) else { continue };
+            let counts = !machine.nofailover && !self.watchdog_failed(peer);
+            ahead += u32::from(theirs.lsn > tip.lsn);
+            let behind = theirs.lsn <= tip.lsn && self.wal.timeline(theirs) <= timeline;
+            votes += i64::from(counts && behind && record.names(&machine.name));
+        }
+        let leads = record.leader.as_ref() == Some(&self.nodes[node].name);
+        votes >= i64::try_from(record.quorum).unwrap_or(i64::MAX) || (leads && ahead == 0)
     }
 
     fn receives_from(&self, standby: usize, node: usize) -> bool {
@@ -150,7 +173,7 @@ impl World {
     /// INV-12.
     fn check_foreign_record(&mut self, node: usize) {
         let Some(record) = self.record().cloned() else { return };
-        if self.holds_record(&record, node) {
+        if self.holds_record(&record, node) || self.in_hands(node) {
             return;
         }
         let what = format!(
@@ -197,7 +220,10 @@ impl World {
         }
         for node in 0..self.nodes.len() {
             let own = record.leader.as_ref() == Some(&self.nodes[node].name);
-            if own && self.nodes[node].server.writable() && !self.holds_record(&record, node) {
+            // What an operator promoted knows of no record yet.
+            let server = &self.nodes[node].server;
+            let judged = own && server.writable() && !server.by_hand;
+            if judged && !self.holds_record(&record, node) {
                 let rule = match self.base.synchronous.mode {
                     SynchronousMode::Priority => "INV-9",
                     SynchronousMode::Quorum | SynchronousMode::Off => "INV-10",
@@ -227,25 +253,33 @@ impl World {
 
     /// The key is given away: by an operator's will? INV-13 in priority mode.
     pub fn check_synchronous_acquire(&mut self, node: usize) {
+        // A primary of an operator's making takes over: what it lacks is the operator's.
+        if self.in_hands(node) && !self.nodes[node].server.recovering {
+            self.watched.confirmed.forget();
+            self.note_led_by_hand(node);
+        }
         let asked = self.store.failover.as_ref().is_some_and(|(request, _)| !request.is_empty());
         let recent = self.watched.request_at.is_some_and(|at| at + 5 * SECOND > self.now_us);
-        self.watched.confirmed.manual = asked || recent;
+        self.watched.confirmed.manual = asked || recent || self.somebody_in_hands();
         if !self.is_synchronous() || self.watched.confirmed.manual {
             return;
         }
         let name = self.nodes[node].name.clone();
         let priority = self.base.synchronous.mode == SynchronousMode::Priority;
         if priority && self.record().is_some_and(|record| !record.names(&name)) {
-            let what = format!("{name} gets the key and is not a synchronous member");
-            self.violation("INV-13", what);
+            // It may have answers of long ago; before it is promoted it looks again.
+            self.watched.unfit = Some((node, "a synchronous member"));
         }
     }
 
-    /// A leader wrote its record.
-    pub fn note_record(&mut self) {
-        let confirmed = &self.watched.confirmed;
-        let record = self.record().filter(|_| confirmed.manual).cloned();
-        self.watched.confirmed.manual_record = record;
+    /// A member that got the key by an operator's word makes the record its own: from then on only it
+    /// may be elected, and what it lacks is lost, whatever becomes of its promotion.
+    pub fn note_record(&mut self, node: usize) {
+        let Some(tip) = self.tip(node).filter(|_| self.watched.confirmed.manual) else { return };
+        let wal = &self.wal;
+        let held =
+            |branch: &usize, lsn: &mut u64| wal.holds(tip, Tip { branch: *branch, lsn: *lsn });
+        self.watched.confirmed.commits.retain(held);
     }
 
     /// INV-6, INV-7: nothing that was confirmed is missing.
@@ -261,10 +295,8 @@ impl World {
             .map(|(branch, lsn)| (*branch, *lsn))
             .collect();
         let Some((branch, lsn)) = missing.first() else { return };
-        let confirmed = &self.watched.confirmed;
-        let begun =
-            confirmed.manual_record.is_some() && confirmed.manual_record.as_ref() == self.record();
-        if confirmed.manual || begun {
+        let beside = |branch: &usize| self.wal.holds(at, Tip { branch: *branch, lsn: 0 });
+        if self.watched.confirmed.manual || self.watched.pause.branches.iter().any(beside) {
             for (branch, _) in missing {
                 self.watched.confirmed.commits.remove(&branch);
             }
@@ -325,26 +357,21 @@ impl World {
 }
 
 impl Agency {
-    /// Written, reloaded, in force after a moment; a failing disk makes the outcome unknown.
+    /// Written, reloaded, in force after a moment; a failing disk makes the outcome unknown. What comes
+    /// into force is what the file says by then.
     pub async fn change_names(&self, names: Option<&str>, by: Deadline) -> Result<(), PgError> {
         let node = self.process.node;
         let names = names.unwrap_or_default().to_owned();
         let takes = self.world().takes(node, 5, 150);
         let epoch = self.world().nodes[node].server.epoch;
         let (done, waits) = oneshot::channel();
-        let order = {
-            let mut world = self.world();
-            let server = world.server(node);
-            server.names_ordered += 1;
-            server.names_ordered
-        };
+        self.world().server(node).written_names = names;
         self.world().after(takes, move |world| {
             world.when_thawed(node, epoch, move |world| {
-                let server = &world.nodes[node].server;
-                if !server.ready() || server.names_in_force > order {
+                if !world.nodes[node].server.ready() {
                     return;
                 }
-                world.server(node).names_in_force = order;
+                let names = world.nodes[node].server.written_names.clone();
                 let changed = world.nodes[node].server.names != names;
                 if changed {
                     world.say(node, 34, |_| format!("synchronous_standby_names = '{names}'"));

@@ -117,6 +117,7 @@ impl World {
         self.check_reset(node);
         self.fault("machine reset by its watchdog");
         self.say(node, 28, |_| "WATCHDOG resets the machine".into());
+        self.nodes[node].suspended = false;
         self.kill_agent(node);
         self.pg_die(node, "the machine was reset");
         self.nodes[node].fence = None;
@@ -169,7 +170,7 @@ impl World {
     /// INV-26: no promotion without it, where it is required. (HA-100)
     pub fn check_watched(&mut self, node: usize) {
         let device = &self.watchdogs.devices[node];
-        if self.watchdogs.required() && device.resets_at.is_none() {
+        if self.watchdogs.required() && device.resets_at.is_none() && !self.in_hands(node) {
             let what = format!("{} promotes without its watchdog", self.nodes[node].name);
             self.violation("INV-26", what);
         }
@@ -177,7 +178,7 @@ impl World {
 
     /// INV-13: who cannot have what is required does not get the key.
     pub fn check_may_lead(&mut self, node: usize) {
-        if self.watchdog_failed(node) && self.is_healthy(node, SECOND) {
+        if self.watchdog_failed(node) && self.is_healthy(node, SECOND) && !self.in_hands(node) {
             let what = format!("{} gets the key without its watchdog", self.nodes[node].name);
             self.violation("INV-13", what);
         }
@@ -191,6 +192,7 @@ impl World {
         for node in 0..self.nodes.len() {
             let leads = self.nodes[node].server.writable()
                 && self.is_healthy(node, 30 * SECOND)
+                && !self.in_hands(node)
                 && self.last_fault_at + 30 * SECOND < self.now_us
                 && self.nodes[node].agent.as_ref().is_some_and(|agent| agent.tasks.is_empty())
                 && self.nodes[node].server.ready_since + 30 * SECOND < self.now_us;

@@ -101,6 +101,7 @@ pub struct Agent {
     /// Its last turn saw a primary.
     pub seen_as_primary: bool,
     pub licensed_until: Option<Millis>,
+    pub stalls: crate::stalls::Stalls,
 }
 
 pub struct Node {
@@ -119,6 +120,15 @@ pub struct Node {
     /// Operations on PostgreSQL take so many times longer, and some fail.
     pub slow: u64,
     pub failing: u64,
+    /// How far ahead of true time its wall clock is, and when it was set last. (clocks.rs)
+    pub wall_ahead_ms: i64,
+    pub wall_set_at: u64,
+    /// The whole machine stands still.
+    pub suspended: bool,
+    /// Until then its PostgreSQL is what an operator made of it. (pause.rs)
+    pub hands_until: u64,
+    /// The dynamic configuration as its last agent left it beside the data directory. (HA-019)
+    pub cached: Option<Map<String, Value>>,
     /// It may not be restarted by the service manager.
     pub held_down: bool,
     /// It holds another cluster's data.
@@ -216,6 +226,11 @@ impl World {
             fence: None,
             slow: 1,
             failing: 0,
+            wall_ahead_ms: 0,
+            wall_set_at: 0,
+            suspended: false,
+            hands_until: 0,
+            cached: None,
             held_down: false,
             foreign: false,
             to_store: true,

@@ -2,6 +2,7 @@
 
 use super::stage::{Came, Scene, replica_at, running, unreachable};
 use crate::ha::lease::worth_ms;
+use crate::ha::memory::Running;
 use crate::ha::ports::{PeerAnswer, Promises, Server};
 use crate::ha::promise::{Call, Gate, Vow};
 use crate::ha::task::{Demotion, Kind, Task};
@@ -357,6 +358,21 @@ fn a_young_candidate_waits_as_well() {
     });
     let came = { leads }.turn();
     assert!(!came.did("acquire"), "b goes on as a primary: {came:?}");
+}
+
+/// Proves HA-157: a former leader that starts as a standby may promise again; while it may still write it
+/// does not. (the simulator, seed 4119)
+#[test]
+fn a_former_leader_promises_as_soon_as_it_cannot_write() {
+    for (kind, promises) in [(Kind::Follow, true), (Kind::Rewind, true), (Kind::Demote, false)] {
+        let mut scene = in_failsafe_mode(Scene::replica()).remember(|memory| {
+            memory.task = Some(Running { name: "task", kind, since: Millis(0) });
+        });
+        assert!(scene.gate().claim(Millis(0)));
+        scene.turn();
+        let answer = scene.gate().accept(call("b"), 30_000, Millis(1_000_000));
+        assert_eq!(answer.is_ok(), promises, "{kind:?}: {answer:?}");
+    }
 }
 
 /// Proves HA-152: a replica keeps its stream, and its slots follow the caller's.

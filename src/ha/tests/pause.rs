@@ -23,6 +23,34 @@ fn asks(leader: Option<&str>, candidate: Option<&str>) -> Stored<Failover> {
     Stored { value, version: Version(7) }
 }
 
+/// Proves HA-017 and INV-23 in pause: a server that says nothing may be about to become a primary; its key
+/// is not given away. (the simulator, seed 4630)
+#[test]
+fn a_silent_server_keeps_its_key() {
+    let quiet = paused(Scene::leader()).set(|script| {
+        script.pg.server = Server::Silent("timed out".into());
+        script.pg.role = Role::Replica;
+        script.pg.is_primary = false;
+    });
+    let came = { quiet }.turn();
+    assert!(came.fired("HA-017") && !came.did("release") && came.task.is_none(), "{came:?}");
+}
+
+/// Proves HA-085 with HA-084: the candidate that an operator named in pause takes no key while its server
+/// says nothing: nobody knows its timeline. (the simulator, seed 4630)
+#[test]
+fn a_silent_candidate_takes_no_key() {
+    let asked = || {
+        let asked = |script: &mut super::stage::Script| {
+            script.view.failover = Some(asks(None, Some("a")));
+        };
+        paused(Scene::leaderless()).set(asked)
+    };
+    assert!(asked().turn().did("acquire"), "it answers");
+    let came = asked().set(|script| script.pg.server = Server::Silent("timed out".into())).turn();
+    assert!(came.fired("HA-085") && !came.did("acquire"), "{came:?}");
+}
+
 fn lost(scene: Scene) -> Scene {
     scene.set(|script| {
         script.view.leader = Some(Leader { name: "b".into(), version: Version(2) });
