@@ -18,7 +18,7 @@ struct Claim {
 }
 
 impl Shared {
-    fn waits(&self, missing_ms: u64) -> DcsError {
+    pub(crate) fn waits(&self, missing_ms: u64) -> DcsError {
         let why = format!(
             "this server was started or promoted lately and may have lost the lock: it is given away \
              in {missing_ms} ms at the latest"

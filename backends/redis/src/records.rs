@@ -65,7 +65,13 @@ impl Records for Shared {
     }
 
     async fn begin_bootstrap(&self, by: Deadline) -> Result<(), DcsError> {
-        match self.servers.call(by, &["begin", &self.call_name()]).await?.reply {
+        let (ttl, call) = (self.timing().ttl_ms(), self.call_name());
+        // Who wins takes the lock next: not before it may be given away.
+        let words = |missing: &dyn Fn(u64) -> u64| match missing(ttl) {
+            0 => Ok(vec!["begin".to_owned(), call.clone()]),
+            missing => Err(self.waits(missing)),
+        };
+        match self.servers.call_on(by, words).await?.reply {
             Reply::Done(revision) => {
                 self.kept.wrote(revision);
                 Ok(())

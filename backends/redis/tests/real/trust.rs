@@ -2,7 +2,7 @@
 
 use crate::harness::{TIMING, backend, config, connection};
 use hathi_dcs::conformance::{soon, until};
-use hathi_dcs::{Dcs, DcsError, Deadline, Freshness, boottime};
+use hathi_dcs::{Dcs, DcsError, Deadline, Expect, Freshness, boottime};
 use hathi_redis::RedisConfig;
 use hathi_test_support::{Redis, RedisOptions, StoreServers};
 
@@ -20,6 +20,9 @@ async fn a_server_that_forgot_waits_for_the_lease_to_end() {
     let early = a.acquire_leader(soon()).await;
     let Err(DcsError::Unreachable { why, .. }) = early else { panic!("{early:?}") };
     assert!(why.contains("started or promoted lately"), "{why}");
+    // Who wins the race for the bootstrap takes the lock next.
+    let begun = a.write_initialize("", Expect::Absent, soon()).await;
+    assert!(matches!(begun, Err(DcsError::Unreachable { .. })), "{begun:?}");
     until("it is given away", 8_000, || has(&*a)).await;
     let confirmed = boottime();
     a.renew_leader(soon()).await.expect("mine");
