@@ -44,6 +44,22 @@ pub async fn open(
             let _ = (scope, me, timing);
             Err(StoreError::NotCompiledIn { section: "consul", feature: "consul" })
         }
+        #[cfg(feature = "zookeeper")]
+        DcsSection::ZooKeeper(zookeeper) => {
+            Ok(hathi_zookeeper::open(zookeeper_config(zookeeper), scope, me, timing))
+        }
+        #[cfg(not(feature = "zookeeper"))]
+        DcsSection::ZooKeeper(_) => {
+            let _ = (scope, me, timing);
+            Err(StoreError::NotCompiledIn { section: "zookeeper", feature: "zookeeper" })
+        }
+        #[cfg(feature = "redis")]
+        DcsSection::Redis(redis) => Ok(hathi_redis::open(redis_config(redis), scope, me, timing)),
+        #[cfg(not(feature = "redis"))]
+        DcsSection::Redis(_) => {
+            let _ = (scope, me, timing);
+            Err(StoreError::NotCompiledIn { section: "redis", feature: "redis" })
+        }
         #[cfg(feature = "raft")]
         DcsSection::Raft(raft) => {
             Ok(hathi_raft::RaftStore::start(raft_config(raft), scope, me, timing).await?)
@@ -128,5 +144,53 @@ fn etcd_config(etcd: &crate::config::Etcd3Section) -> hathi_etcd::EtcdConfig {
         use_proxies: etcd.use_proxies,
         srv: None,
         srv_suffix: None,
+    }
+}
+
+#[cfg(feature = "zookeeper")]
+fn zookeeper_config(
+    zookeeper: &crate::config::ZooKeeperSection,
+) -> hathi_zookeeper::ZooKeeperConfig {
+    use crate::config::ZooKeeperRight as Right;
+    use hathi_zookeeper::Right as Backend;
+    let right = |right: &Right| match right {
+        Right::Create => Backend::Create,
+        Right::Read => Backend::Read,
+        Right::Write => Backend::Write,
+        Right::Delete => Backend::Delete,
+        Right::Admin => Backend::Admin,
+        Right::All => Backend::All,
+    };
+    let auth = zookeeper.auth_data.iter();
+    let acls = zookeeper.set_acls.iter();
+    hathi_zookeeper::ZooKeeperConfig {
+        hosts: zookeeper.hosts.iter().map(ToString::to_string).collect(),
+        tls: zookeeper.tls.as_ref().map(|tls| hathi_zookeeper::Tls {
+            verify: tls.verify,
+            cacert: tls.cacert.clone(),
+            cert: tls.cert.clone(),
+            key: tls.key.clone(),
+        }),
+        auth: auth.map(|(scheme, secret)| (scheme.clone(), secret.expose().to_owned())).collect(),
+        acls: acls
+            .map(|(principal, rights)| (principal.clone(), rights.iter().map(right).collect()))
+            .collect(),
+    }
+}
+
+#[cfg(feature = "redis")]
+fn redis_config(redis: &crate::config::RedisSection) -> hathi_redis::RedisConfig {
+    let hosts = redis.hosts.iter().map(|address| (address.host.clone(), address.port));
+    hathi_redis::RedisConfig {
+        hosts: hosts.collect(),
+        tls: redis.tls.as_ref().map(|tls| hathi_redis::Tls {
+            cacert: tls.cacert.clone(),
+            cert: tls.cert.clone(),
+            key: tls.key.clone(),
+        }),
+        username: redis.username.clone(),
+        password: redis.password.as_ref().map(|secret| secret.expose().to_owned()),
+        db: redis.db,
+        replicas: redis.replicas,
     }
 }

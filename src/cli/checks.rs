@@ -102,7 +102,10 @@ fn own_ports(local: &Local) -> Vec<String> {
             let address = Listen { hosts, port: raft.bind_addr.port };
             problems.extend(listen("raft.bind_addr", &address));
         }
-        DcsSection::Etcd3(_) | DcsSection::Consul(_) => {}
+        DcsSection::Etcd3(_)
+        | DcsSection::Consul(_)
+        | DcsSection::ZooKeeper(_)
+        | DcsSection::Redis(_) => {}
     }
     problems
 }

@@ -79,7 +79,10 @@ fn loopbacks(local: &Local) -> Vec<(&'static str, Address)> {
     }
     match &local.dcs {
         DcsSection::Raft(raft) => addresses.push(("raft.self_addr", raft.self_addr.clone())),
-        DcsSection::Etcd3(_) | DcsSection::Consul(_) => {}
+        DcsSection::Etcd3(_)
+        | DcsSection::Consul(_)
+        | DcsSection::ZooKeeper(_)
+        | DcsSection::Redis(_) => {}
     }
     addresses.retain(|(_, address)| address.is_loopback());
     addresses
@@ -141,6 +144,8 @@ fn store(section: &DcsSection) -> Option<String> {
         DcsSection::Raft(_) => return None,
         DcsSection::Etcd3(etcd) => &etcd.hosts,
         DcsSection::Consul(consul) => &consul.hosts,
+        DcsSection::ZooKeeper(zookeeper) => &zookeeper.hosts,
+        DcsSection::Redis(redis) => &redis.hosts,
     };
     let answers = |server: &Address| {
         let addresses = (server.host.as_str(), server.port).to_socket_addrs();

@@ -96,6 +96,8 @@ const VARIABLES: &[(&str, &str, Read)] = &[
     ("CITUS_GROUP", "citus.group", Read::Integer),
     ("CITUS_DATABASE", "citus.database", Read::Text),
     ("CONSUL_SCHEME", "consul.scheme", Read::Text),
+    ("REDIS_DB", "redis.db", Read::Integer),
+    ("REDIS_REPLICAS", "redis.replicas", Read::Integer),
     ("RETRIABLE_HTTP_CODES", "kubernetes.retriable_http_codes", Read::List),
     ("WATCHDOG_MODE", "watchdog.mode", Read::Text),
     ("WATCHDOG_DEVICE", "watchdog.device", Read::Text),
@@ -182,7 +184,7 @@ pub(super) fn apply(document: &mut Document, environment: &Environment) -> Vec<W
             continue;
         }
         let Some((path, read)) = target(short) else {
-            if !is_etcd_login(short) {
+            if !is_store_login(short) {
                 let text = "is not a variable this version reads; ignored".to_owned();
                 warnings.push(warning(name, "", text));
             } else {
@@ -225,11 +227,19 @@ pub(super) fn apply(document: &mut Document, environment: &Environment) -> Vec<W
 /// A variable we read. Children of the agent get none of them. (CFG-004)
 pub fn is_ours(name: &str) -> bool {
     let short = name.strip_prefix(PREFIX);
-    name == CONFIGURATION || short.is_some_and(|s| target(s).is_some() || is_etcd_login(s))
+    name == CONFIGURATION || short.is_some_and(|s| target(s).is_some() || is_store_login(s))
 }
 
-fn is_etcd_login(short: &str) -> bool {
-    ["ETCD_USERNAME", "ETCD_PASSWORD", "ETCD3_USERNAME", "ETCD3_PASSWORD"].contains(&short)
+fn is_store_login(short: &str) -> bool {
+    let names = [
+        "ETCD_USERNAME",
+        "ETCD_PASSWORD",
+        "ETCD3_USERNAME",
+        "ETCD3_PASSWORD",
+        "REDIS_USERNAME",
+        "REDIS_PASSWORD",
+    ];
+    names.contains(&short)
 }
 
 fn target(short: &str) -> Option<(String, Read)> {

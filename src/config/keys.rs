@@ -39,7 +39,11 @@ consul.host consul.hosts consul.port consul.url consul.scheme consul.token consu
 consul.consistency consul.checks consul.verify consul.cacert consul.cert consul.key
 consul.register_service consul.service_tags consul.service_check_interval
 consul.service_check_tls_server_name
-etcd.** zookeeper.** exhibitor.** kubernetes.** redis.**
+redis.host redis.hosts redis.port redis.username redis.password redis.db redis.replicas
+redis.use_ssl redis.cacert redis.cert redis.key redis.sentinel.**
+zookeeper.hosts zookeeper.use_ssl zookeeper.verify zookeeper.cacert zookeeper.cert zookeeper.key
+zookeeper.key_password zookeeper.set_acls.** zookeeper.auth_data.** zookeeper.exhibitor.**
+etcd.** exhibitor.** kubernetes.**
 ";
 
 /// Keys of `postgresql` that the dynamic document may hold too. (section 8, src LD)

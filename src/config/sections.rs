@@ -9,6 +9,8 @@ pub enum DcsSection {
     Raft(RaftSection),
     Etcd3(Etcd3Section),
     Consul(ConsulSection),
+    ZooKeeper(ZooKeeperSection),
+    Redis(RedisSection),
 }
 
 impl DcsSection {
@@ -18,6 +20,8 @@ impl DcsSection {
             Self::Raft(_) => "raft",
             Self::Etcd3(_) => "etcd3",
             Self::Consul(_) => "consul",
+            Self::ZooKeeper(_) => "zookeeper",
+            Self::Redis(_) => "redis",
         }
     }
 }
@@ -85,4 +89,59 @@ pub enum ConsulConsistency {
     Default,
     Consistent,
     Stale,
+}
+
+/// `zookeeper`. (CFG-320 … CFG-323)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZooKeeperSection {
+    /// Never empty.
+    pub hosts: Vec<Address>,
+    pub tls: Option<ZooKeeperTls>,
+    /// Scheme and credential.
+    pub auth_data: Vec<(String, Secret)>,
+    /// Principal and rights; empty: anybody everything. (CFG-424)
+    pub set_acls: Vec<(String, Vec<ZooKeeperRight>)>,
+}
+
+/// (CFG-321)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZooKeeperTls {
+    /// False: whatever name the server's certificate carries.
+    pub verify: bool,
+    pub cacert: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    /// `None` with a `cert`: the key is inside the certificate's file.
+    pub key: Option<PathBuf>,
+}
+
+/// (CFG-322)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZooKeeperRight {
+    Create,
+    Read,
+    Write,
+    Delete,
+    Admin,
+    All,
+}
+
+/// `redis`. (CFG-410, DCS-200)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisSection {
+    /// Never empty. The first that is writable is used.
+    pub hosts: Vec<Address>,
+    pub tls: Option<RedisTls>,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    pub db: u32,
+    /// How many replicas must have a write before it counts.
+    pub replicas: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisTls {
+    pub cacert: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    /// `None` with a `cert`: the key is inside the certificate's file.
+    pub key: Option<PathBuf>,
 }

@@ -1,4 +1,8 @@
-//! Which store this configuration chooses. (CFG-006, CFG-300 … CFG-313, CFG-340, CFG-341, CFG-409)
+//! Which store this configuration chooses. (CFG-006, CFG-300 … CFG-313, CFG-320 … CFG-323, CFG-340, CFG-341, CFG-409,
+//! CFG-410)
+
+mod redis;
+mod zookeeper;
 
 use super::reader::Reader;
 use super::{
@@ -29,10 +33,14 @@ fn backend(section: &str) -> Backend {
         "etcd3" => Backend::NotCompiledIn("etcd"),
         "raft" if cfg!(feature = "raft") => Backend::Here,
         "raft" => Backend::NotCompiledIn("raft"),
+        "redis" if cfg!(feature = "redis") => Backend::Here,
+        "redis" => Backend::NotCompiledIn("redis"),
+        "zookeeper" if cfg!(feature = "zookeeper") => Backend::Here,
+        "zookeeper" => Backend::NotCompiledIn("zookeeper"),
         "etcd" => Backend::Unknown("etcd's v2 API is not spoken; use section etcd3"),
-        _ => {
-            Backend::Unknown("this version has no such backend; use section etcd3, consul or raft")
-        }
+        _ => Backend::Unknown(
+            "this version has no such backend; use section etcd3, consul, zookeeper, redis or raft",
+        ),
     }
 }
 
@@ -43,8 +51,8 @@ pub(super) fn choose(root: &Reader<'_>) -> Option<DcsSection> {
     let Some(chosen) = usable else {
         match there.first() {
             None => root.fail(
-                "no section for a store; add one: raft (the agents form it themselves), etcd3 or \
-                 consul",
+                "no section for a store; add one: raft (the agents form it themselves), etcd3, \
+                 consul or zookeeper",
             ),
             Some(first) => root.get(first).fail(match backend(first) {
                 Backend::NotCompiledIn(feature) => format!(
@@ -66,6 +74,8 @@ pub(super) fn choose(root: &Reader<'_>) -> Option<DcsSection> {
     match *chosen {
         "consul" => consul(&section).map(DcsSection::Consul),
         "etcd3" => etcd3(&section).map(DcsSection::Etcd3),
+        "redis" => redis::redis(&section).map(DcsSection::Redis),
+        "zookeeper" => zookeeper::zookeeper(&section).map(DcsSection::ZooKeeper),
         _ => raft(&section).map(DcsSection::Raft),
     }
 }

@@ -211,7 +211,6 @@ fn the_store_is_chosen_by_its_section() {
     for (section, text) in [
         (json!({}), "no section for a store"),
         (json!({"etcd": {"host": "h"}}), "etcd: etcd's v2 API is not spoken; use section etcd3"),
-        (json!({"zookeeper": {"hosts": "h"}}), "zookeeper: this version has no such backend"),
         (json!({"kubernetes": {"labels": {}}}), "kubernetes: this version has no such backend"),
         (json!({"exhibitor": {"hosts": "h"}}), "exhibitor: this version has no such backend"),
     ] {
@@ -223,6 +222,11 @@ fn the_store_is_chosen_by_its_section() {
         let message = load_text(&file).unwrap_err().to_string();
         assert!(message.contains("build with: cargo build --features etcd"), "{message}");
     }
+    if !cfg!(feature = "zookeeper") {
+        let file = without(json!({"zookeeper": {"hosts": "h"}})).to_string();
+        let message = load_text(&file).unwrap_err().to_string();
+        assert!(message.contains("build with: cargo build --features zookeeper"), "{message}");
+    }
     if !cfg!(feature = "consul") {
         let file = without(json!({"consul": {"host": "h"}})).to_string();
         let message = load_text(&file).unwrap_err().to_string();
@@ -231,6 +235,74 @@ fn the_store_is_chosen_by_its_section() {
     let (local, warnings) = loaded(json!({"zookeeper": {"hosts": "h"}}));
     assert_eq!(local.dcs.name(), "raft");
     assert!(warnings[0].contains("zookeeper: ignored"), "{warnings:?}");
+}
+
+/// Proves CFG-320, CFG-321, CFG-322, CFG-323, CFG-424 and the environment of CFG-062.
+#[cfg(feature = "zookeeper")]
+#[test]
+fn zookeeper_servers() {
+    for (hosts, found) in [
+        (json!("h"), "h:2181"),
+        (json!(["a", "b:1", "[::1]:2"]), "a:2181 b:1 [::1]:2"),
+        (json!("a:1, b"), "a:1 b:2181"),
+    ] {
+        let (local, warnings) = loaded(json!({"raft": null, "zookeeper": {"hosts": hosts}}));
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let DcsSection::ZooKeeper(zookeeper) = local.dcs else { panic!("not zookeeper") };
+        let hosts: Vec<String> = zookeeper.hosts.iter().map(ToString::to_string).collect();
+        assert_eq!((hosts.join(" ").as_str(), zookeeper.tls), (found, None));
+    }
+    let section = json!({"hosts": "h", "use_ssl": true, "cacert": "/ca", "cert": "/c", "key": "/k",
+        "auth_data": {"digest": "bob:secret"}, "set_acls": {"CN=a": ["create", "ALL"], "world:anyone": "READ"}});
+    let (local, warnings) = loaded(json!({"raft": null, "zookeeper": section}));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let DcsSection::ZooKeeper(zookeeper) = local.dcs else { panic!("not zookeeper") };
+    let tls = zookeeper.tls.expect("asked for");
+    assert_eq!((tls.verify, tls.key), (true, Some("/k".into())));
+    assert_eq!(zookeeper.auth_data[0].0, "digest");
+    assert_eq!(zookeeper.auth_data[0].1.expose(), "bob:secret");
+    let rights = vec![ZooKeeperRight::Create, ZooKeeperRight::All];
+    assert_eq!(zookeeper.set_acls[0], ("CN=a".to_owned(), rights));
+    assert_eq!(zookeeper.set_acls[1].1, [ZooKeeperRight::Read]);
+    for (section, text) in [
+        (json!({"use_ssl": true}), "zookeeper.hosts: is not defined"),
+        (json!({"hosts": "h:port"}), "zookeeper.hosts"),
+        (json!({"hosts": "h", "set_acls": {"CN=a": ["FLY"]}}), "\"FLY\" is no right"),
+        (json!({"hosts": "h", "use_ssl": true, "key_password": "x"}), "openssl pkey"),
+    ] {
+        let wrong = with(json!({"raft": null, "zookeeper": section})).to_string();
+        let message = load_text(&wrong).unwrap_err().to_string();
+        assert!(message.contains(text), "{message}");
+    }
+}
+
+/// Proves CFG-410, and that what Redis does not promise is said.
+#[cfg(feature = "redis")]
+#[test]
+fn redis_servers() {
+    let redis = |section: Value| {
+        let (local, warnings) = loaded(json!({"raft": null, "redis": section}));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("Redis may lose what it acknowledged"), "{warnings:?}");
+        let DcsSection::Redis(redis) = local.dcs else { panic!("not redis") };
+        redis
+    };
+    let (local, warnings) = load_text(include_str!("../../config-examples/redis.yml")).unwrap();
+    assert_eq!((local.dcs.name(), warnings.len()), ("redis", 1), "{warnings:?}");
+    let one = redis(json!({"host": "h", "port": 7, "password": "p", "db": 2}));
+    assert_eq!((one.hosts[0].to_string().as_str(), one.replicas, one.db), ("h:7", 0, 2));
+    assert_eq!(redis(json!({"hosts": "a, b:1, c"})).replicas, 1, "a majority with the first");
+    let all = redis(json!({"hosts": ["a", "b"], "replicas": 1, "use_ssl": true, "cacert": "/ca"}));
+    assert_eq!(all.tls.and_then(|tls| tls.cacert), Some("/ca".into()));
+    for (section, text) in [
+        (json!({"db": 1}), "redis.hosts: is not defined"),
+        (json!({"hosts": ["a", "b", "c"], "replicas": 0}), "with 3 servers at least 1"),
+        (json!({"hosts": "a", "sentinel": {"service": "m"}}), "Sentinel is not asked here"),
+    ] {
+        let wrong = with(json!({"raft": null, "redis": section})).to_string();
+        let message = load_text(&wrong).unwrap_err().to_string();
+        assert!(message.contains(text), "{message}");
+    }
 }
 
 /// Proves CFG-310, CFG-311, CFG-312 and CFG-313.
@@ -544,10 +616,12 @@ fn the_examples_load_without_a_warning() {
     let raft = include_str!("../../config-examples/raft.yml");
     let etcd = include_str!("../../config-examples/etcd.yml");
     let consul = include_str!("../../config-examples/consul.yml");
+    let zookeeper = include_str!("../../config-examples/zookeeper.yml");
     for (text, compiled) in [
         (raft, cfg!(feature = "raft")),
         (etcd, cfg!(feature = "etcd")),
         (consul, cfg!(feature = "consul")),
+        (zookeeper, cfg!(feature = "zookeeper")),
     ] {
         if !compiled {
             assert!(load_text(text).unwrap_err().to_string().contains("cargo build --features"));

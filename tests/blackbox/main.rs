@@ -71,31 +71,38 @@ macro_rules! on_both_stores {
 }
 
 /// The other stores pass the same conformance suite; here a few scenarios whole.
-mod consul {
-    use super::{Store, crashes, guard, planned};
+macro_rules! on_another_store {
+    ($store:ident, $options:expr) => {
+        mod $store {
+            use super::{Store, crashes, guard, planned};
 
-    const STORE: Store = Store::Consul { members: 1 };
+            const STORE: Store = $options;
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn switchover_to_and_fro() {
-        planned::switchover_to_and_fro(STORE).await;
-    }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn switchover_to_and_fro() {
+                planned::switchover_to_and_fro(STORE).await;
+            }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn postmaster_killed_with_failover_at_once() {
-        crashes::postmaster_killed_with_failover_at_once(STORE).await;
-    }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn postmaster_killed_with_failover_at_once() {
+                crashes::postmaster_killed_with_failover_at_once(STORE).await;
+            }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn node_of_the_primary_killed() {
-        crashes::node_of_the_primary_killed(STORE).await;
-    }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn node_of_the_primary_killed() {
+                crashes::node_of_the_primary_killed(STORE).await;
+            }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn guard_stops_postgres_when_the_agent_is_frozen() {
-        guard::guard_stops_postgres_when_the_agent_is_frozen(STORE).await;
-    }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn guard_stops_postgres_when_the_agent_is_frozen() {
+                guard::guard_stops_postgres_when_the_agent_is_frozen(STORE).await;
+            }
+        }
+    };
 }
+
+on_another_store!(consul, Store::Consul { members: 1 });
+on_another_store!(zookeeper, Store::ZooKeeper { members: 1 });
 
 on_both_stores! {
     planned::bootstrap_of_three,

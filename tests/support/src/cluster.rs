@@ -6,8 +6,8 @@ use crate::ports::Place;
 use crate::process::{Process, alive, belonging_to, signal_pid, tail};
 use crate::rest::{self, Answer};
 use crate::{
-    Consul, ConsulOptions, Etcd, EtcdOptions, EtcdVersion, StoreServers, osuser, ports, sql, wait,
-    yaml,
+    Consul, ConsulOptions, Etcd, EtcdOptions, EtcdVersion, Redis, RedisOptions, StoreServers,
+    ZooKeeper, ZooKeeperOptions, osuser, ports, sql, wait, yaml,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -34,6 +34,10 @@ pub enum Store {
     Etcd { members: usize },
     /// A real Consul of this many servers, started for the cluster.
     Consul { members: usize },
+    /// The same with ZooKeeper.
+    ZooKeeper { members: usize },
+    /// One Redis server.
+    Redis,
 }
 
 #[derive(Clone, Debug)]
@@ -114,6 +118,8 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     pub etcd: Option<Etcd>,
     pub consul: Option<Consul>,
+    pub zookeeper: Option<ZooKeeper>,
+    pub redis: Option<Redis>,
     options: ClusterOptions,
     dir: tempfile::TempDir,
     _owner: Owner,
@@ -125,7 +131,7 @@ impl Cluster {
     /// Directories, files, ports and the store, but no agent yet.
     pub async fn prepare(options: ClusterOptions) -> Self {
         let etcd = match options.store {
-            Store::Raft | Store::Consul { .. } => None,
+            Store::Raft | Store::Consul { .. } | Store::ZooKeeper { .. } | Store::Redis => None,
             Store::Etcd { members } => {
                 let etcd_options = EtcdOptions::new(options.etcd, members);
                 Some(Etcd::start_on(etcd_options, options.network.as_deref()).await)
@@ -135,9 +141,25 @@ impl Cluster {
             Store::Consul { members } => {
                 Some(Consul::start(ConsulOptions { members, ..ConsulOptions::default() }).await)
             }
-            Store::Raft | Store::Etcd { .. } => None,
+            Store::Raft | Store::Etcd { .. } | Store::ZooKeeper { .. } | Store::Redis => None,
         };
+        let zookeeper = match options.store {
+            Store::ZooKeeper { members } => {
+                Some(ZooKeeper::start(ZooKeeperOptions::new(members)).await)
+            }
+            Store::Raft | Store::Etcd { .. } | Store::Consul { .. } | Store::Redis => None,
+        };
+        let redis = match options.store {
+            Store::Redis => Some(Redis::start(RedisOptions::default()).await),
+            Store::Raft | Store::Etcd { .. } | Store::Consul { .. } | Store::ZooKeeper { .. } => {
+                None
+            }
+        };
+        let redis_hosts = redis.iter().flat_map(Redis::hosts);
+        let redis_hosts: Vec<_> =
+            redis_hosts.map(|(host, port)| format!("{host}:{port}")).collect();
         let consul_hosts = consul.as_ref().map(Consul::hosts).unwrap_or_default();
+        let zookeeper_hosts = zookeeper.as_ref().map(ZooKeeper::hosts).unwrap_or_default();
         leftovers::clean("hathi-cluster-");
         let dir = osuser::server_dir("hathi-cluster-");
         let owner = Owner::of(dir.path()).expect("the lock of the run's directory");
@@ -171,6 +193,10 @@ impl Cluster {
                     yaml::Places { name: &name, dir: &at, host, clients, pg_port, rest_port };
                 let store = match (&options.store, &etcd) {
                     (Store::Consul { .. }, _) => json!({"consul": {"hosts": consul_hosts}}),
+                    (Store::ZooKeeper { .. }, _) => {
+                        json!({"zookeeper": {"hosts": zookeeper_hosts}})
+                    }
+                    (Store::Redis, _) => json!({"redis": {"hosts": redis_hosts}}),
                     (Store::Raft, _) | (_, None) => raft_section(&at, &raft, i),
                     (Store::Etcd { .. }, Some(etcd)) => json!({"etcd3": {"hosts": etcd.hosts()}}),
                 };
@@ -186,7 +212,7 @@ impl Cluster {
             })
             .collect();
         let started = Instant::now();
-        Self { nodes, etcd, consul, options, dir, _owner: owner, hathi, started }
+        Self { nodes, etcd, consul, zookeeper, redis, options, dir, _owner: owner, hathi, started }
     }
 
     /// Starts everything and waits until one leads and all others stream from it.

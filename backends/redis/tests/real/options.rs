@@ -1,0 +1,54 @@
+//! Passwords and certificates.
+
+use crate::harness::{TIMING, backend, config};
+use hathi_dcs::conformance::soon;
+use hathi_dcs::{Dcs, DcsError, Deadline, Freshness, MemberData};
+use hathi_redis::{RedisConfig, Tls};
+use hathi_test_support::{Redis, RedisOptions};
+
+/// Proves DCS-207: without the right password every call is refused, which says nothing about the
+/// lock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_is_sent_and_a_wrong_one_is_refused() {
+    let password = Some("secret".to_owned());
+    let redis =
+        Redis::start(RedisOptions { password: password.clone(), ..RedisOptions::default() });
+    let redis = redis.await;
+    let right = RedisConfig { password, ..config(&redis) };
+    let me = backend(right, "a", TIMING);
+    me.write_member(&MemberData::default(), soon()).await.expect("it may");
+    for wrong in [None, Some("guess".to_owned())] {
+        let stranger = RedisConfig { password: wrong, ..config(&redis) };
+        let refused = backend(stranger, "b", TIMING).load(Freshness::Latest, soon()).await;
+        assert!(matches!(refused, Err(DcsError::Refused { .. })), "{refused:?}");
+    }
+}
+
+/// Proves CFG-410 for TLS: both sides show certificates, and both are looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_sides_show_certificates() {
+    // The second one is told that there is a first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let redis = Redis::start(RedisOptions { tls: true, ..RedisOptions::default() }).await;
+    let certs = redis.certs.as_ref().expect("made with it");
+    let whole = Tls {
+        cacert: Some(certs.ca.clone()),
+        cert: Some(certs.cert.clone()),
+        key: Some(certs.key.clone()),
+    };
+    let with = |tls: Tls| RedisConfig { tls: Some(tls), ..config(&redis) };
+    let me = backend(with(whole.clone()), "a", TIMING);
+    me.write_member(&MemberData::default(), soon()).await.expect("both are known");
+    let short = || Deadline::in_ms(1_500);
+    for (what, wrong) in [
+        ("an unknown authority", Tls { cacert: None, ..whole.clone() }),
+        ("no certificate of ours", Tls { cert: None, key: None, ..whole.clone() }),
+    ] {
+        let answer = backend(with(wrong), "b", TIMING).load(Freshness::Latest, short()).await;
+        assert!(matches!(answer, Err(DcsError::Unreachable { .. })), "{what}: {answer:?}");
+    }
+    let missing = Tls { cacert: Some("/nowhere/ca.pem".into()), ..whole };
+    let answer = backend(with(missing), "c", TIMING).load(Freshness::Latest, short()).await;
+    let Err(DcsError::NotRetriable { why, .. }) = answer else { panic!("{answer:?}") };
+    assert!(why.contains("/nowhere/ca.pem"), "{why}");
+}
