@@ -84,8 +84,8 @@ async fn a_file_that_is_not_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_backend() {
-    let mut cluster = node(json!({"raft": null, "zookeeper": {"hosts": "127.0.0.1:2181"}})).await;
-    refused(&mut cluster, &["node.yml", "zookeeper"]).await;
+    let mut cluster = node(json!({"raft": null, "kubernetes": {"namespace": "default"}})).await;
+    refused(&mut cluster, &["node.yml", "kubernetes"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
