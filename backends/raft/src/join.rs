@@ -184,8 +184,12 @@ pub(crate) async fn form_or_wait(node: Arc<Node>) {
                 continue;
             }
             Phase::Unknown if silent.is_empty() => {
-                begin(&node).await;
-                return;
+                if begin(&node).await {
+                    return;
+                }
+                // A leader wrote to us while we asked: the others have begun without us, and what
+                // we have to know before we follow them is asked in the next round.
+                continue;
             }
             Phase::Unknown | Phase::Member => {
                 let text = silent.join(", ");
@@ -202,12 +206,13 @@ pub(crate) async fn form_or_wait(node: Arc<Node>) {
 }
 
 /// Everybody is new. The first by number begins; should it not, any of the others does the same
-/// with the same members, which is harmless.
-async fn begin(node: &Arc<Node>) {
+/// with the same members, which is harmless. `false`: this member has learned meanwhile that there is
+/// a cluster.
+pub(crate) async fn begin(node: &Arc<Node>) -> bool {
     {
         let mut phase = lock(&node.phase);
         if *phase != Phase::Unknown {
-            return;
+            return false;
         }
         *phase = Phase::Member;
     }
@@ -215,7 +220,7 @@ async fn begin(node: &Arc<Node>) {
     let began = boottime();
     while !first && boottime().since(began) < BEGIN_MS {
         if node.log.last_log_id().is_some() {
-            return;
+            return true;
         }
         tokio::time::sleep(ROUND).await;
     }
@@ -229,6 +234,7 @@ async fn begin(node: &Arc<Node>) {
         // Somebody else was faster.
         Err(error) => tracing::debug!("raft: {error}"),
     }
+    true
 }
 
 /// As the leader: the next step towards the membership the configuration names, one at a time.
