@@ -4,7 +4,7 @@ use crate::api::answer;
 use crate::api::asked::{Asked, Query, readable};
 use crate::api::document::{Positions, Told};
 use crate::api::snapshot::Snapshot;
-use crate::api::tally::Tally;
+use crate::api::tally::{self, Tally};
 use crate::api::{Context, size};
 use crate::ha::ports::Server;
 use hathi_dcs::{Millis, Role, State, boottime};
@@ -14,28 +14,12 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
-/// First segments that have a route of their own. (REST-031)
-const OTHERS: [&str; 12] = [
-    "liveness",
-    "readiness",
-    "patroni",
-    "cluster",
-    "history",
-    "config",
-    "metrics",
-    "failsafe",
-    "decisions",
-    "events",
-    "openapi.json",
-    "ui",
-];
-
 /// Every readable path that no other route has. (REST-032, REST-033)
 pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
     let context = context.clone();
     readable()
         .and_then(|asked: Asked| {
-            std::future::ready(if OTHERS.contains(&asked.first_segment()) {
+            std::future::ready(if tally::has_its_own_route(asked.first_segment()) {
                 Err(warp::reject::not_found())
             } else {
                 Ok::<_, Rejection>(asked)

@@ -43,6 +43,11 @@ const OTHER: usize = 21;
 /// Upper bounds in milliseconds; the last bucket has none.
 const BOUNDS_MS: [u64; 8] = [1, 5, 10, 50, 100, 500, 1000, 5000];
 
+/// Is this first segment of a path read by a route of its own, so that it is no health check? (REST-031)
+pub fn has_its_own_route(segment: &str) -> bool {
+    ENDPOINTS[..READABLE].contains(&segment)
+}
+
 /// Which of the counted endpoints a request belongs to; an index for [`Tally::answered`].
 pub fn endpoint(readable: bool, path: &str) -> usize {
     let segment = path.trim_start_matches('/').split('/').next().unwrap_or_default();
