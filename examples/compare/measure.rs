@@ -10,12 +10,24 @@ use std::time::{Duration, Instant};
 
 const PAUSE: Duration = Duration::from_millis(2);
 const SETTLED: Duration = Duration::from_secs(120);
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(120);
 
-pub async fn all(cluster: &mut Cluster, who: Contender, rounds: usize, table: &mut Table) {
-    idle(cluster, who, table).await;
-    requests(cluster, who, table).await;
-    for _ in 0..rounds {
+/// All parts, or those named.
+pub async fn all(
+    cluster: &mut Cluster,
+    who: Contender,
+    rounds: usize,
+    parts: &[String],
+    table: &mut Table,
+) {
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
+    if wanted("idle") {
+        idle(cluster, who, table).await;
+    }
+    if wanted("requests") {
+        requests(cluster, who, table).await;
+    }
+    for _ in 0..if wanted("failover") { rounds } else { 0 } {
         primarys_postmaster(cluster, who, table).await;
         switchover(cluster, who, table).await;
         planned_stop(cluster, who, table).await;
@@ -147,7 +159,7 @@ async fn idle(cluster: &Cluster, who: Contender, table: &mut Table) {
         let made = etcd.calls().await.expect("etcd's metrics") - before;
         table.add(who, "idle: calls to the store a minute, whole cluster", made as f64);
     }
-    let resident: u64 = agents_of(cluster, leader).into_iter().filter_map(resident_kb).sum();
+    let resident = resident_kb(&agents_of(cluster, leader)).expect("page numbers: run it as root");
     table.add(who, "idle: resident, agent and guard of the leader, MB", resident as f64 / 1024.0);
     let what = if who.agent == Agent::Hathi { "guard included" } else { "no guard" };
     eprintln!("{}: {what}", who.name);
