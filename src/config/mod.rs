@@ -50,7 +50,7 @@ pub use numbers::{BaseUnit, boolean, integer, python_text};
 pub use secret::Secret;
 pub use sections::{
     ConsulConsistency, ConsulSection, DcsSection, Etcd3Section, RaftSection, RedisSection,
-    RedisTls, ZooKeeperRight, ZooKeeperSection, ZooKeeperTls,
+    RedisSentinels, RedisTls, ZooKeeperRight, ZooKeeperSection, ZooKeeperTls,
 };
 pub use settings::{
     Callbacks, Parameters, Postgresql, ReplicaMethod, Settings, StandbyCluster, SynchronousMode,

@@ -294,10 +294,21 @@ fn redis_servers() {
     assert_eq!(redis(json!({"hosts": "a, b:1, c"})).replicas, 1, "a majority with the first");
     let all = redis(json!({"hosts": ["a", "b"], "replicas": 1, "use_ssl": true, "cacert": "/ca"}));
     assert_eq!(all.tls.and_then(|tls| tls.cacert), Some("/ca".into()));
+    let asked = redis(json!({"sentinels": "s1, s2:5", "sentinel_password": "q", "password": "p"}));
+    assert_eq!((asked.hosts.len(), asked.replicas), (0, 1));
+    let sentinels = asked.sentinels.expect("they are there");
+    let hosts: Vec<String> = sentinels.hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        (hosts.join(" ").as_str(), sentinels.master.as_str()),
+        ("s1:26379 s2:5", "mymaster")
+    );
+    assert_eq!(sentinels.password.expect("given").expose(), "q");
     for (section, text) in [
         (json!({"db": 1}), "redis.hosts: is not defined"),
         (json!({"hosts": ["a", "b", "c"], "replicas": 0}), "with 3 servers at least 1"),
-        (json!({"hosts": "a", "sentinel": {"service": "m"}}), "Sentinel is not asked here"),
+        (json!({"hosts": "a", "sentinel": {"service": "m"}}), "write sentinels: [host:26379]"),
+        (json!({"sentinels": "a", "replicas": 0}), "servers that Sentinel replaces at least 1"),
+        (json!({"sentinels": ["a:b:c"], "hosts": "h"}), "is no host:port"),
     ] {
         let wrong = with(json!({"raft": null, "redis": section})).to_string();
         let message = load_text(&wrong).unwrap_err().to_string();

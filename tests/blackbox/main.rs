@@ -103,6 +103,7 @@ macro_rules! on_another_store {
 
 on_another_store!(consul, Store::Consul { members: 1 });
 on_another_store!(zookeeper, Store::ZooKeeper { members: 1 });
+on_another_store!(redis, Store::Redis);
 
 on_both_stores! {
     planned::bootstrap_of_three,

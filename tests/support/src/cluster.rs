@@ -192,6 +192,10 @@ impl Cluster {
                 let places =
                     yaml::Places { name: &name, dir: &at, host, clients, pg_port, rest_port };
                 let store = match (&options.store, &etcd) {
+                    // Patroni knows one address only.
+                    (Store::Consul { members: 1 }, _) => {
+                        json!({"consul": {"host": consul_hosts[0]}})
+                    }
                     (Store::Consul { .. }, _) => json!({"consul": {"hosts": consul_hosts}}),
                     (Store::ZooKeeper { .. }, _) => {
                         json!({"zookeeper": {"hosts": zookeeper_hosts}})
