@@ -125,6 +125,11 @@ fn consul_config(consul: &crate::config::ConsulSection) -> hathi_consul::ConsulC
         cacert: consul.cacert.clone(),
         cert: consul.cert.clone(),
         key: consul.key.clone(),
+        service: consul.service.as_ref().map(|service| hathi_consul::ServiceConfig {
+            tags: service.tags.clone(),
+            check_interval: service.check_interval.clone(),
+            check_tls_server_name: service.check_tls_server_name.clone(),
+        }),
     }
 }
 

@@ -80,6 +80,17 @@ pub struct ConsulSection {
     pub cert: Option<PathBuf>,
     /// `None` with a `cert`: the key is inside the certificate's file.
     pub key: Option<PathBuf>,
+    /// Register this node in Consul's catalogue.
+    pub service: Option<ConsulService>,
+}
+
+/// (CFG-314, CFG-315)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsulService {
+    /// Sorted.
+    pub tags: Vec<String>,
+    pub check_interval: String,
+    pub check_tls_server_name: Option<String>,
 }
 
 /// (CFG-312)

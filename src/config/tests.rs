@@ -316,7 +316,7 @@ fn redis_servers() {
     }
 }
 
-/// Proves CFG-310, CFG-311, CFG-312 and CFG-313.
+/// Proves CFG-310, CFG-311, CFG-312, CFG-313, CFG-314 and CFG-315.
 #[cfg(feature = "consul")]
 #[test]
 fn consul_agents() {
@@ -348,8 +348,14 @@ fn consul_agents() {
         let (_, warnings) = loaded(json!({"raft": null, "consul": odd}));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
     }
-    let (_, warnings) = loaded(json!({"raft": null, "consul": {"register_service": true}}));
-    assert!(warnings[0].contains("consul.register_service"), "{warnings:?}");
+    let section = json!({"register_service": true, "service_tags": ["z", "a"],
+        "service_check_tls_server_name": "pg.example"});
+    let (local, warnings) = loaded(json!({"raft": null, "consul": section}));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let DcsSection::Consul(consul) = local.dcs else { panic!("not consul") };
+    let service = consul.service.expect("asked for");
+    assert_eq!((service.tags.join(" ").as_str(), service.check_interval.as_str()), ("a z", "5s"));
+    assert_eq!(service.check_tls_server_name.as_deref(), Some("pg.example"));
 }
 
 fn merge_values(mut base: Value, over: Value) -> Value {

@@ -2,6 +2,7 @@
 
 use crate::ConsulConfig;
 use crate::http::{Agents, Answer, Call, key_path};
+use crate::service::Service;
 use crate::session::Sessions;
 use async_trait::async_trait;
 use base64::Engine;
@@ -22,9 +23,11 @@ pub struct Shared {
     pub(crate) agents: Agents,
     /// Without the slash that other stores begin with. (DCS-050)
     pub(crate) prefix: String,
+    pub(crate) scope: String,
     pub(crate) me: MemberName,
     pub(crate) sessions: Sessions,
     pub(crate) kept: Kept<String>,
+    pub(crate) service: Service,
 }
 
 /// One key as Consul lists it.
@@ -99,8 +102,10 @@ pub fn open(config: ConsulConfig, scope: Scope, me: MemberName, timing: Timing) 
         agents: Agents::new(config),
         prefix: scope.prefix().trim_start_matches('/').to_owned(),
         kept: Kept::new(&me),
+        scope: scope.scope().to_owned(),
         me,
         sessions,
+        service: Service::default(),
     }))
 }
 
