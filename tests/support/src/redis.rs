@@ -117,10 +117,18 @@ impl Redis {
     /// # Errors
     /// It does not answer.
     pub fn asks(port: u16, words: &[&str]) -> Result<String, String> {
+        Self::asks_as(port, &[&words.join(" ")])
+    }
+
+    /// The same with several commands on one connection.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn asks_as(port: u16, commands: &[&str]) -> Result<String, String> {
         let ask = || {
             let mut stream = TcpStream::connect(("127.0.0.1", port))?;
             stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-            stream.write_all(format!("{}\r\nQUIT\r\n", words.join(" ")).as_bytes())?;
+            stream.write_all(format!("{}\r\nQUIT\r\n", commands.join("\r\n")).as_bytes())?;
             let mut said = String::new();
             stream.read_to_string(&mut said)?;
             Ok::<_, std::io::Error>(said)
