@@ -70,10 +70,19 @@ impl Shared {
         let path = format!("{}?recurse=1{}", key_path(&self.key("")), self.agents.flags(true));
         let answer = self.agents.call(by, &Call::get(path)).await?;
         let keys = self.keys_in(&answer)?;
+        if keys.is_empty() {
+            self.is_empty(by).await?;
+        }
         let index = i64::try_from(answer.index).unwrap_or(0);
         self.kept.read_again(marked, index);
         self.kept.took(&keys);
         Ok(view_of(&keys))
+    }
+
+    /// Consul leaves out of a list what one may not read: an empty cluster, and no word of rights. One
+    /// key by its name is refused.
+    pub(crate) async fn is_empty(&self, by: Deadline) -> Result<(), DcsError> {
+        self.look("leader", by).await.map(drop)
     }
 
     /// One key as of now.
