@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod crashes;
+mod examples;
 mod failsafe;
 mod guard;
 mod operator;
