@@ -181,6 +181,13 @@ impl Servers {
         if !server.writable {
             return Err(Trouble::NotNow("it is a replica, or still loading".to_owned()));
         }
+        if let Some(rule) = &server.evicts {
+            let why = format!(
+                "maxmemory-policy is {rule}: the lock could be thrown away when memory is full; \
+                 set it to noeviction"
+            );
+            return Err(Trouble::Final(DcsError::NotRetriable { store: self.store(), why }));
+        }
         self.trust.met(&server);
         let mut connection = Connection { redis: connection, identity: server.identity };
         if !self.trust.began(&connection.identity) {
