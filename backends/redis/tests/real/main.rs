@@ -4,6 +4,7 @@
 
 mod conformance;
 mod harness;
+mod layout;
 mod options;
 mod sentinel;
 mod trust;
