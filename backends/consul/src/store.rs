@@ -71,7 +71,7 @@ impl Shared {
         let answer = self.agents.call(by, &Call::get(path)).await?;
         let keys = self.keys_in(&answer)?;
         if keys.is_empty() {
-            self.is_empty(by).await?;
+            self.may_read(by).await?;
         }
         let index = i64::try_from(answer.index).unwrap_or(0);
         self.kept.read_again(marked, index);
@@ -81,7 +81,7 @@ impl Shared {
 
     /// Consul leaves out of a list what one may not read: an empty cluster, and no word of rights. One
     /// key by its name is refused.
-    pub(crate) async fn is_empty(&self, by: Deadline) -> Result<(), DcsError> {
+    pub(crate) async fn may_read(&self, by: Deadline) -> Result<(), DcsError> {
         self.look("leader", by).await.map(drop)
     }
 

@@ -45,7 +45,7 @@ impl Shared {
                 Err(error) => return error,
             };
             if keys.is_empty()
-                && let Err(error) = self.is_empty(Deadline::in_ms(SETUP.as_millis() as u64)).await
+                && let Err(error) = self.may_read(Deadline::in_ms(SETUP.as_millis() as u64)).await
             {
                 return error;
             }

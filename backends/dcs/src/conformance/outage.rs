@@ -4,7 +4,7 @@ use super::lock::{holder, latest};
 use super::{Case, Fault, Harness, Outcome, assert_unreachable, soon, until};
 use crate::{
     Dcs, DcsError, Deadline, Expect, Failover, Failsafe, Freshness, History, Lsn, MemberData,
-    Status, Sync,
+    Status, Sync, boottime,
 };
 use serde_json::Map;
 

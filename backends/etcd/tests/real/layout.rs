@@ -3,13 +3,18 @@
 use crate::harness::{TIMING, backend, client, config, install_tls};
 use etcd_client::KeyValue;
 use hathi_dcs::conformance::soon;
-use hathi_dcs::{Dcs, DcsError, Expect, Freshness, Lsn, MemberData, Status, Sync};
+use hathi_dcs::{Dcs, DcsError, Expect, Freshness, Lsn, MemberData, Status, Sync, Version};
 use hathi_test_support::{Etcd, EtcdVersion};
 
 async fn key(etcd: &Etcd, name: &str) -> Option<KeyValue> {
     let mut client = client(etcd, 0).await;
     let found = client.get(format!("/service/batman/{name}"), None).await;
     found.expect("a healthy etcd").kvs().first().cloned()
+}
+
+async fn revision(etcd: &Etcd, name: &str) -> Option<Version> {
+    let revision = key(etcd, name).await?.mod_revision();
+    u64::try_from(revision).ok().map(Version)
 }
 
 /// Proves DCS-085 and DCS-086: the lock is created once, hangs on the lease that carries the member,
@@ -30,7 +35,7 @@ async fn the_lock_hangs_on_the_members_lease() {
         former.renew_leader(soon()).await.expect("mine");
         former.acquire_leader(soon()).await.expect("mine: asking again changes nothing");
     }
-    assert_eq!(key(&etcd, "leader").await.map(|kv| kv.mod_revision()), Some(leader.mod_revision()));
+    assert_eq!(key(&etcd, "leader").await, Some(leader.clone()), "a renewal wrote the key");
 
     let a = backend(config(&etcd), "a", TIMING);
     a.renew_leader(soon()).await.expect("my name stands there");
@@ -70,9 +75,9 @@ async fn versions_are_revisions() {
     let (a, b) = (backend(config(&etcd), "a", TIMING), backend(config(&etcd), "b", TIMING));
     let sync = |quorum| Sync { leader: Some("a".into()), quorum, voters: Vec::new() };
     let first = a.write_sync(&sync(1), Expect::Absent, soon()).await.expect("absent");
-    assert_eq!(key(&etcd, "sync").await.map(|kv| kv.mod_revision()), Some(first.0));
+    assert_eq!(revision(&etcd, "sync").await, Some(first));
     let second = a.write_sync(&sync(2), Expect::Version(first), soon()).await.expect("seen");
-    assert_eq!(key(&etcd, "sync").await.map(|kv| kv.mod_revision()), Some(second.0));
+    assert_eq!(revision(&etcd, "sync").await, Some(second));
     let stale = b.write_sync(&sync(3), Expect::Version(first), soon()).await;
     assert!(matches!(stale, Err(DcsError::Conflict { .. })), "{stale:?}");
     let seen = b.load(Freshness::Latest, soon()).await.expect("a healthy etcd").sync;

@@ -35,7 +35,7 @@ async fn a_record_is_a_hash_in_the_clusters_slot() {
         let fair = if ends { (1..=ttl + 500).contains(&left) } else { left == -1 };
         assert!(fair, "{name} ends in {left} ms");
     }
-    let kept: (String, i64) = redis::cmd("HMGET")
+    let kept: (String, u64) = redis::cmd("HMGET")
         .arg("{/service/batman}/sync")
         .arg(&["v", "r"])
         .query_async(&mut beside)
@@ -46,7 +46,7 @@ async fn a_record_is_a_hash_in_the_clusters_slot() {
     let second = a.write_sync(&sync(2), Expect::Version(first), soon()).await.expect("seen");
     let stale = a.write_sync(&sync(3), Expect::Version(first), soon()).await;
     assert!(matches!(stale, Err(DcsError::Conflict { .. })), "{stale:?}");
-    let revision: i64 = redis::cmd("GET")
+    let revision: u64 = redis::cmd("GET")
         .arg("{/service/batman}:rev")
         .query_async(&mut beside)
         .await

@@ -9,7 +9,7 @@ use hathi_zookeeper::{ZooKeeper as Backend, ZooKeeperConfig, open};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::{Mutex, OnceCell};
-use zookeeper_client::{Acls, Client, CreateMode, Error};
+use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Error, Permission};
 
 pub fn config(zookeeper: &ZooKeeper) -> ZooKeeperConfig {
     ZooKeeperConfig { hosts: zookeeper.hosts(), ..ZooKeeperConfig::default() }
@@ -73,7 +73,8 @@ struct ZooKeeperStore {
 
 impl ZooKeeperStore {
     /// Every node of the cluster, by one who has a name.
-    async fn belongs_to(&self, acls: Acls<'_>) {
+    async fn belongs_to(&self, whom: AuthId) {
+        let access = [Acl::new(Permission::ALL, whom)];
         let hosts = self.patient.servers.lock().await.plain_hosts().join(",");
         let connector = Client::connector().with_auth("digest", b"owner:secret");
         let owner = connector.connect(&hosts).await.expect("a healthy ZooKeeper");
@@ -84,7 +85,7 @@ impl ZooKeeperStore {
                 Err(Error::NoNode) => continue,
                 Err(error) => panic!("{path}: {error}"),
             }
-            owner.set_acl(&path, acls, None).await.expect("a healthy ZooKeeper");
+            owner.set_acl(&path, &access, None).await.expect("a healthy ZooKeeper");
         }
     }
 
@@ -151,8 +152,8 @@ impl Store for ZooKeeperStore {
                 let servers = self.patient.servers.lock().await;
                 servers.end_session(owner).expect("a healthy ZooKeeper");
             }
-            Fault::Forbid => self.belongs_to(Acls::creator_all()).await,
-            Fault::Permit => self.belongs_to(Acls::anyone_all()).await,
+            Fault::Forbid => self.belongs_to(AuthId::authed()).await,
+            Fault::Permit => self.belongs_to(AuthId::anyone()).await,
             // A watch here resumes from nothing; what is left of the fault is the cut.
             _ => self.patient.servers.lock().await.proxies().for_each(|proxy| proxy.cut_all()),
         }
