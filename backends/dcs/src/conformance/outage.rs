@@ -64,7 +64,7 @@ pub async fn a_paused_store_is_unreachable(harness: &dyn Harness) -> Outcome {
     Ok(())
 }
 
-/// Proves DCS-T4 (refused), DCS-005 and the store's own promise: what was acknowledged survives.
+/// Proves DCS-T4 (refused), DCS-042, DCS-139 (no call waits beyond its deadline for a connection) and the store's own promise: what was acknowledged survives.
 pub async fn a_dead_store_is_unreachable_and_returns(harness: &dyn Harness) -> Outcome {
     let case = Case::faulty(harness).await;
     let (a, b) = (case.member("a").await, case.member("b").await);
@@ -126,7 +126,7 @@ pub async fn a_pause_past_the_ttl_makes_no_second_owner(harness: &dyn Harness) -
     Ok(())
 }
 
-/// Proves DCS-T4 (a partitioned minority).
+/// Proves DCS-T4 (a partitioned minority) and DCS-047 (no quorum).
 pub async fn without_quorum_nothing_is_promised(harness: &dyn Harness) -> Outcome {
     let case = Case::faulty(harness).await;
     let (a, b) = (case.member("a").await, case.member("b").await);
