@@ -124,8 +124,8 @@ pub(crate) struct Servers {
     moved: watch::Sender<()>,
     /// Bypassing was forbidden.
     confined: AtomicBool,
-    /// Watching is forbidden, and that was said.
-    warned: AtomicBool,
+    /// What must not be watched; that was said.
+    blind_to: Mutex<Vec<Kind>>,
     refresh_ms: AtomicU64,
 }
 
@@ -137,7 +137,7 @@ impl Servers {
             list: Mutex::new(List { servers: Vec::new(), current: 0, refreshed: None }),
             moved: watch::Sender::new(()),
             confined: AtomicBool::new(false),
-            warned: AtomicBool::new(false),
+            blind_to: Mutex::default(),
             refresh_ms: AtomicU64::new(0),
         }
     }
@@ -301,18 +301,15 @@ impl Servers {
         };
         let client = server.client()?;
         match timeout(limit, client.request_events::<Sent>(request)).await {
-            Ok(Ok(stream)) => Ok(stream.map(|next| next.map_err(|why| whole(&why)))),
+            Ok(Ok(stream)) => {
+                self.blind_to().retain(|other| *other != kind);
+                Ok(stream.map(|next| next.map_err(|why| whole(&why))))
+            }
             Ok(Err(why)) => {
                 let code = if let kube::Error::Api(status) = &why { status.code } else { 0 };
                 match code {
                     401 => server.forget_client(),
-                    403 if !self.warned.swap(true, Ordering::Relaxed) => tracing::warn!(
-                        "without the verb \"watch\" on {:?} in namespace {:?} in its Role this \
-                         node looks only every loop_wait, and cannot be woken: {why}",
-                        kind.resource(),
-                        self.config.namespace
-                    ),
-                    403 => {}
+                    403 => self.must_not_watch(kind, &why),
                     _ => self.leave(which, &server),
                 }
                 Err(whole(&why))
@@ -321,6 +318,28 @@ impl Servers {
                 self.leave(which, &server);
                 Err("no answer in time".into())
             }
+        }
+    }
+
+    fn blind_to(&self) -> MutexGuard<'_, Vec<Kind>> {
+        self.blind_to.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Is there something that must not be watched?
+    pub fn is_blind(&self) -> bool {
+        !self.blind_to().is_empty()
+    }
+
+    fn must_not_watch(&self, kind: Kind, why: &kube::Error) {
+        let mut known = self.blind_to();
+        if !known.contains(&kind) {
+            known.push(kind);
+            tracing::warn!(
+                "the verb \"watch\" on {:?} in namespace {:?} is missing in its Role; this node looks \
+                 every loop_wait and cannot be woken: {why}",
+                kind.resource(),
+                self.config.namespace
+            );
         }
     }
 

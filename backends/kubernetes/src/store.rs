@@ -189,6 +189,9 @@ impl Shared {
     }
 
     /// Changes annotations of an object that is there. (DCS-151)
+    ///
+    /// A plain merge, not the strategic one that Patroni sends: that writes an empty text for what it
+    /// should remove when the object has no annotations at all (seen on 1.20).
     pub(crate) async fn patch(
         &self,
         place: Place,
@@ -210,7 +213,7 @@ impl Shared {
         }
         let params = PatchParams::default();
         let requests = self.requests(kind.resource());
-        let request = self.made(requests.patch(name, &params, &Patch::Strategic(body)))?;
+        let request = self.made(requests.patch(name, &params, &Patch::Merge(body)))?;
         let call = Call { patient, ..call("patch", kind, request) };
         let answer = self.servers.call(by, &call).await?;
         self.written(kind, &answer)
@@ -255,7 +258,7 @@ impl Shared {
         }});
         let params = PatchParams::default();
         let requests = self.requests("pods");
-        let request = self.made(requests.patch(name, &params, &Patch::Strategic(body)))?;
+        let request = self.made(requests.patch(name, &params, &Patch::Merge(body)))?;
         let answer = self.servers.call(by, &call("patch", Kind::Pods, request)).await?;
         self.written(Kind::Pods, &answer)
     }

@@ -12,6 +12,7 @@ use crate::objects::{Kind, Object, Sent, version};
 use crate::seen::{Keys, Side};
 use crate::store::Shared;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use hathi_dcs::flat::{Ended, Wake};
 use hathi_dcs::{Change, Deadline};
 use kube::core::WatchEvent;
@@ -26,6 +27,10 @@ const SETUP_MS: u64 = 3_000;
 /// How long the server holds a watch; a connection that died unseen is found out a little later.
 const HOLD_S: u32 = 15;
 const LATE: Duration = Duration::from_secs(3);
+/// Between two tries while watching is forbidden.
+const BLIND: Duration = Duration::from_secs(10);
+
+type Events = BoxStream<'static, Result<WatchEvent<Sent>, String>>;
 
 /// What became another value, each record once. Versions do not count: several records share an
 /// object, and a renewal is no change.
@@ -55,15 +60,25 @@ impl Drop for Alive<'_> {
 impl Shared {
     pub(crate) async fn follow(&self, wake: &Wake) -> Ended {
         let mut served = false;
-        let why = self.follow_both(wake, &mut served).await;
+        let why = match self.follow_both(wake, &mut served).await {
+            Ok(()) => "the calls went to another API server".to_owned(),
+            Err(why) => why,
+        };
+        if self.servers.is_blind() {
+            // Asked again and again, only the API server would have the work.
+            tokio::time::sleep(BLIND).await;
+        }
         Ended { served, why }
     }
 
-    async fn follow_both(&self, wake: &Wake, served: &mut bool) -> String {
-        let (objects, pods) = match self.list_all(Deadline::in_ms(SETUP_MS)).await {
-            Ok(versions) => versions,
-            Err(error) => return error.to_string(),
-        };
+    async fn follow_both(&self, wake: &Wake, served: &mut bool) -> Result<(), String> {
+        let mut moved = self.servers.moved();
+        let lists = self.list_all(Deadline::in_ms(SETUP_MS)).await;
+        let (at_object, at_pod) = lists.map_err(|error| error.to_string())?;
+        let (objects, pods) = tokio::try_join!(
+            self.watch_one(self.objects(), at_object),
+            self.watch_one(Kind::Pods, at_pod)
+        )?;
         let _alive = Alive(self);
         self.seen.lives(true);
         self.publish();
@@ -71,8 +86,8 @@ impl Shared {
         wake.say(Change::Everything);
         let ttl = || self.timing().ttl;
         let mut said = self.seen.keys(ttl());
-        let mut objects = pin!(self.follow_one(self.objects(), Side::Objects, objects));
-        let mut pods = pin!(self.follow_one(Kind::Pods, Side::Pods, pods));
+        let mut objects = pin!(self.follow_one(self.objects(), Side::Objects, at_object, objects));
+        let mut pods = pin!(self.follow_one(Kind::Pods, Side::Pods, at_pod, pods));
         loop {
             let left = self.seen.ends(ttl()).map(|ends| Deadline(ends).left());
             let end = async {
@@ -82,8 +97,9 @@ impl Shared {
                 }
             };
             tokio::select! {
-                why = &mut objects => return why,
-                why = &mut pods => return why,
+                why = &mut objects => return Err(why),
+                why = &mut pods => return Err(why),
+                _ = moved.changed() => return Ok(()),
                 () = self.stirred.notified() => {}
                 // The lock is free now, and nobody writes that down.
                 () = end => self.seen.publish(&self.kept, ttl()),
@@ -94,43 +110,43 @@ impl Shared {
         }
     }
 
+    async fn watch_one(&self, kind: Kind, from: u64) -> Result<Events, String> {
+        let params = WatchParams {
+            label_selector: Some(self.selector.clone()),
+            timeout: Some(HOLD_S),
+            ..WatchParams::default()
+        };
+        let request = self.requests(kind.resource()).watch(&params, &from.to_string());
+        let request = request.map_err(|why| why.to_string())?;
+        let events = self.servers.watch(kind, request, Duration::from_millis(SETUP_MS)).await;
+        Ok(events.map_err(|why| format!("watch {}: {why}", kind.resource()))?.boxed())
+    }
+
     /// Watches one kind from a version on, until it cannot.
-    async fn follow_one(&self, kind: Kind, side: Side, mut from: u64) -> String {
-        let mut moved = self.servers.moved();
-        moved.mark_unchanged();
+    async fn follow_one(
+        &self,
+        kind: Kind,
+        side: Side,
+        mut from: u64,
+        mut events: Events,
+    ) -> String {
         let limit = Duration::from_secs(u64::from(HOLD_S)) + LATE;
         loop {
-            let params = WatchParams {
-                label_selector: Some(self.selector.clone()),
-                timeout: Some(HOLD_S),
-                ..WatchParams::default()
+            let taken = match timeout(limit, events.next()).await {
+                Err(_elapsed) => Err("silence".to_owned()),
+                // It was held long enough; it goes on where it was.
+                Ok(None) => match self.watch_one(kind, from).await {
+                    Ok(next) => {
+                        events = next;
+                        continue;
+                    }
+                    Err(why) => return why,
+                },
+                Ok(Some(event)) => event.and_then(|event| self.take_event(side, event)),
             };
-            let request = match self.requests(kind.resource()).watch(&params, &from.to_string()) {
-                Ok(request) => request,
-                Err(why) => return why.to_string(),
-            };
-            let events = self.servers.watch(kind, request, Duration::from_millis(SETUP_MS)).await;
-            let events = match events {
-                Ok(events) => events,
+            match taken {
+                Ok(version) => from = from.max(version),
                 Err(why) => return format!("watch {}: {why}", kind.resource()),
-            };
-            let mut events = pin!(events);
-            loop {
-                let next = tokio::select! {
-                    biased;
-                    _ = moved.changed() => return "the calls went to another API server".into(),
-                    next = timeout(limit, events.next()) => next,
-                };
-                let event = match next {
-                    Err(_elapsed) => return format!("watch {}: silence", kind.resource()),
-                    Ok(None) => break,
-                    Ok(Some(Err(why))) => return format!("watch {}: {why}", kind.resource()),
-                    Ok(Some(Ok(event))) => event,
-                };
-                match self.take_event(side, event) {
-                    Ok(version) => from = from.max(version),
-                    Err(why) => return format!("watch {}: {why}", kind.resource()),
-                }
             }
         }
     }
