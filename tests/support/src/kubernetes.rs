@@ -19,6 +19,8 @@ pub const ADMIN: &str = "hathi-test-admin";
 /// Only what its Roles say.
 pub const MEMBER: &str = "hathi-test-member";
 
+const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces";
+
 /// How to start them.
 #[derive(Clone, Debug)]
 pub struct KubernetesOptions {
@@ -156,6 +158,65 @@ impl Kubernetes {
         match code.trim().parse::<u16>() {
             Ok(200..=299) => Ok(serde_json::from_str(text).unwrap_or(Value::from(text))),
             Ok(_) | Err(_) => Err(format!("{code} {text}{}", String::from_utf8_lossy(&out.stderr))),
+        }
+    }
+
+    /// What [`MEMBER`] may do in a namespace from now on, as resources and their verbs.
+    pub fn allow(&self, namespace: &str, rules: &[(&str, &str)]) {
+        let words = |verbs: &str| verbs.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let each = rules.iter().map(|(resource, verbs)| {
+            json!({"apiGroups": [""], "resources": [resource], "verbs": words(verbs)})
+        });
+        let role = json!({"metadata": {"name": "member"}, "rules": each.collect::<Vec<_>>()});
+        let roles = format!("{RBAC}/{namespace}/roles");
+        if self.api("PUT", &format!("{roles}/member"), Some(&role)).is_err() {
+            self.api("POST", &roles, Some(&role)).expect("a Role");
+        }
+        self.bind(namespace);
+        for (resource, verbs) in rules {
+            let verbs = words(verbs);
+            for verb in ["create", "get", "list", "patch", "watch"] {
+                let may = verbs.iter().any(|known| known == verb || known == "*");
+                self.settled(namespace, resource, verb, may);
+            }
+        }
+    }
+
+    /// That counts (again).
+    pub fn bind(&self, namespace: &str) {
+        let group = "rbac.authorization.k8s.io";
+        let binding = json!({
+            "metadata": {"name": "member"},
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": "member"},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": "member"}],
+        });
+        let bindings = format!("{RBAC}/{namespace}/rolebindings");
+        if let Err(why) = self.api("POST", &bindings, Some(&binding)) {
+            assert!(why.contains("AlreadyExists"), "a RoleBinding: {why}");
+        }
+    }
+
+    /// It may nothing any more.
+    pub fn unbind(&self, namespace: &str) {
+        let binding = format!("{RBAC}/{namespace}/rolebindings/member");
+        self.api("DELETE", &binding, None).expect("it was bound");
+        self.settled(namespace, "pods", "list", false);
+    }
+
+    /// The API server learns of its own Roles a moment later.
+    fn settled(&self, namespace: &str, resource: &str, verb: &str, may: bool) {
+        let review = json!({"spec": {"user": "member", "resourceAttributes": {
+            "namespace": namespace, "resource": resource, "verb": verb,
+        }}});
+        let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+        let started = std::time::Instant::now();
+        loop {
+            let said = self.api("POST", path, Some(&review)).expect("a review");
+            if said["status"]["allowed"].as_bool() == Some(may) {
+                return;
+            }
+            assert!(started.elapsed() < Duration::from_secs(10), "{verb} {resource}: not {may}");
+            std::thread::sleep(wait::POLL);
         }
     }
 

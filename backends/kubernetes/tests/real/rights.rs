@@ -10,44 +10,14 @@ use hathi_dcs::{
 use hathi_kubernetes::{Kubernetes as Backend, KubernetesConfig};
 use hathi_test_support::kubernetes::{ADMIN, MEMBER};
 use hathi_test_support::{Kubernetes, KubernetesOptions};
-use serde_json::{Map, Value, json};
+use serde_json::Map;
 use std::sync::Arc;
 use std::time::Duration;
-
-const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles";
-const BINDINGS: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings";
 
 async fn start() -> Kubernetes {
     let kubernetes = Kubernetes::start(KubernetesOptions::default()).await;
     kubernetes.write_token(MEMBER);
     kubernetes
-}
-
-/// The member's Role, as resources and their verbs.
-fn allow(kubernetes: &Kubernetes, rules: &[(&str, &str)]) {
-    let rules: Vec<Value> = rules
-        .iter()
-        .map(|(resource, verbs)| {
-            let verbs: Vec<&str> = verbs.split_whitespace().collect();
-            json!({"apiGroups": [""], "resources": [resource], "verbs": verbs})
-        })
-        .collect();
-    let role = json!({"metadata": {"name": "hathi"}, "rules": rules});
-    let _ = kubernetes.api("DELETE", &format!("{ROLES}/hathi"), None);
-    kubernetes.api("POST", ROLES, Some(&role)).expect("a Role");
-}
-
-fn bind(kubernetes: &Kubernetes) {
-    let binding = json!({
-        "metadata": {"name": "hathi"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "hathi"},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "member"}],
-    });
-    kubernetes.api("POST", BINDINGS, Some(&binding)).expect("a RoleBinding");
-}
-
-fn unbind(kubernetes: &Kubernetes) {
-    kubernetes.api("DELETE", &format!("{BINDINGS}/hathi"), None).expect("it was there");
 }
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, DcsError>) -> String {
@@ -81,11 +51,13 @@ pub async fn everything(dcs: &Backend) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_smallest_role_is_enough() {
     let kubernetes = start().await;
-    bind(&kubernetes);
     for kind in ["endpoints", "configmaps"] {
         let config = KubernetesConfig { use_endpoints: kind == "endpoints", ..config(&kubernetes) };
         let scope = format!("scope-{kind}");
-        allow(&kubernetes, &[(kind, "create get list patch watch"), ("pods", "list patch watch")]);
+        kubernetes.allow(
+            "default",
+            &[(kind, "create get list patch watch"), ("pods", "list patch watch")],
+        );
         let dcs = member(&kubernetes, config.clone(), &scope, "alpha");
         everything(&dcs).await;
         let remove = dcs.delete_cluster(soon()).await;
@@ -95,7 +67,7 @@ async fn the_smallest_role_is_enough() {
             .expect("a Pod goes");
 
         // Who may not watch looks for himself.
-        allow(&kubernetes, &[(kind, "create get list patch"), ("pods", "list patch")]);
+        kubernetes.allow("default", &[(kind, "create get list patch"), ("pods", "list patch")]);
         let blind = member(&kubernetes, config.clone(), &format!("blind-{kind}"), "alpha");
         let mut wakes = blind.watch();
         everything(&blind).await;
@@ -120,7 +92,7 @@ async fn the_smallest_role_is_enough() {
             };
             let objects = left(kind, "create get list patch watch");
             let pods = left("pods", "list patch watch");
-            allow(&kubernetes, &[(kind, &objects), ("pods", &pods)]);
+            kubernetes.allow("default", &[(kind, &objects), ("pods", &pods)]);
             let scope = format!("{kind}-{resource}-{verb}");
             let me = format!("{kind}-{resource}-{verb}");
             let dcs = member(&kubernetes, config.clone(), &scope, &me);
@@ -149,25 +121,20 @@ async fn the_smallest_role_is_enough() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rights_that_come_back_cost_nothing() {
     let kubernetes = Arc::new(start().await);
-    allow(
-        &kubernetes,
+    kubernetes.allow(
+        "default",
         &[("configmaps", "create get list patch watch"), ("pods", "list patch watch")],
     );
-    bind(&kubernetes);
     let dcs = member(&kubernetes, config(&kubernetes), "golden", "alpha");
     dcs.acquire_leader(soon()).await.expect("free");
-    unbind(&kubernetes);
-    hathi_dcs::conformance::until("the API server knows it", 5_000, || async {
-        dcs.load(Freshness::Latest, Deadline::in_ms(1_000)).await.err()
-    })
-    .await;
+    kubernetes.unbind("default");
     let why = refused(dcs.renew_leader(Deadline::in_ms(1_200)).await);
     assert!(why.contains(r#"the verb "patch" on "configmaps""#), "{why}");
     let asked_again = {
         let kubernetes = kubernetes.clone();
         tokio::task::spawn_blocking(move || {
             std::thread::sleep(Duration::from_millis(800));
-            bind(&kubernetes);
+            kubernetes.bind("default");
         })
     };
     dcs.renew_leader(soon()).await.expect("the right came back within the call");

@@ -51,18 +51,7 @@ async fn bypassing_needs_a_right() {
     let config = KubernetesConfig { bypass_api_service: true, ..config(&kubernetes) };
     let alpha = member(&kubernetes, config.clone(), "golden", "alpha");
     alpha.acquire_leader(soon()).await.expect("free");
-    let role = json!({
-        "metadata": {"name": "hathi"},
-        "rules": [{"apiGroups": [""], "resources": ["configmaps", "pods"], "verbs": ["*"]}],
-    });
-    let rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
-    kubernetes.api("POST", &format!("{rbac}/roles"), Some(&role)).expect("a Role");
-    let binding = json!({
-        "metadata": {"name": "hathi"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "hathi"},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "member"}],
-    });
-    kubernetes.api("POST", &format!("{rbac}/rolebindings"), Some(&binding)).expect("bound");
+    kubernetes.allow("default", &[("configmaps", "*"), ("pods", "*")]);
     kubernetes.write_token(MEMBER);
     let beta = member(&kubernetes, config, "golden", "beta");
     let lost = beta.acquire_leader(soon()).await;
