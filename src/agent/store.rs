@@ -134,6 +134,11 @@ fn consul_config(consul: &crate::config::ConsulSection) -> hathi_consul::ConsulC
         cacert: consul.cacert.clone(),
         cert: consul.cert.clone(),
         key: consul.key.clone(),
+        service: consul.service.as_ref().map(|service| hathi_consul::ServiceConfig {
+            tags: service.tags.clone(),
+            check_interval: service.check_interval.clone(),
+            check_tls_server_name: service.check_tls_server_name.clone(),
+        }),
     }
 }
 
@@ -201,6 +206,18 @@ fn redis_config(redis: &crate::config::RedisSection) -> hathi_redis::RedisConfig
         password: redis.password.as_ref().map(|secret| secret.expose().to_owned()),
         db: redis.db,
         replicas: redis.replicas,
+        sentinels: redis.sentinels.as_ref().map(sentinels).unwrap_or_default(),
+    }
+}
+
+#[cfg(feature = "redis")]
+fn sentinels(sentinels: &crate::config::RedisSentinels) -> hathi_redis::Sentinels {
+    let hosts = sentinels.hosts.iter().map(|address| (address.host.clone(), address.port));
+    hathi_redis::Sentinels {
+        hosts: hosts.collect(),
+        master: sentinels.master.clone(),
+        username: sentinels.username.clone(),
+        password: sentinels.password.as_ref().map(|secret| secret.expose().to_owned()),
     }
 }
 

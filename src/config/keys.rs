@@ -41,6 +41,7 @@ consul.register_service consul.service_tags consul.service_check_interval
 consul.service_check_tls_server_name
 redis.host redis.hosts redis.port redis.username redis.password redis.db redis.replicas
 redis.use_ssl redis.cacert redis.cert redis.key redis.sentinel.**
+redis.sentinels redis.sentinel_master redis.sentinel_username redis.sentinel_password
 zookeeper.hosts zookeeper.use_ssl zookeeper.verify zookeeper.cacert zookeeper.cert zookeeper.key
 zookeeper.key_password zookeeper.set_acls.** zookeeper.auth_data.** zookeeper.exhibitor.**
 kubernetes.namespace kubernetes.labels.** kubernetes.scope_label kubernetes.role_label

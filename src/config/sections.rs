@@ -83,6 +83,17 @@ pub struct ConsulSection {
     pub cert: Option<PathBuf>,
     /// `None` with a `cert`: the key is inside the certificate's file.
     pub key: Option<PathBuf>,
+    /// Register this node in Consul's catalogue.
+    pub service: Option<ConsulService>,
+}
+
+/// (CFG-314, CFG-315)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsulService {
+    /// Sorted.
+    pub tags: Vec<String>,
+    pub check_interval: String,
+    pub check_tls_server_name: Option<String>,
 }
 
 /// (CFG-312)
@@ -131,7 +142,7 @@ pub enum ZooKeeperRight {
 /// `redis`. (CFG-410, DCS-200)
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisSection {
-    /// Never empty. The first that is writable is used.
+    /// Empty only with `sentinels`. The first that is writable is used.
     pub hosts: Vec<Address>,
     pub tls: Option<RedisTls>,
     pub username: Option<String>,
@@ -139,6 +150,18 @@ pub struct RedisSection {
     pub db: u32,
     /// How many replicas must have a write before it counts.
     pub replicas: u32,
+    /// Asked for the writable server instead of `hosts`.
+    pub sentinels: Option<RedisSentinels>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisSentinels {
+    /// Never empty.
+    pub hosts: Vec<Address>,
+    /// What `sentinel monitor` calls the servers.
+    pub master: String,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

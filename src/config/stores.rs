@@ -7,8 +7,8 @@ mod zookeeper;
 
 use super::reader::Reader;
 use super::{
-    Address, BaseUnit, ConsulConsistency, ConsulSection, DcsSection, Etcd3Section, RaftSection,
-    Secret,
+    Address, BaseUnit, ConsulConsistency, ConsulSection, ConsulService, DcsSection, Etcd3Section,
+    RaftSection, Secret,
 };
 use serde_json::Value;
 use std::path::PathBuf;
@@ -141,6 +141,7 @@ fn consul(section: &Reader<'_>) -> Option<ConsulSection> {
         cacert: section.get("cacert").file(),
         cert: section.get("cert").file(),
         key: section.get("key").file(),
+        service: section.get("register_service").flag().then(|| service(section)),
     };
     let url = section.get("url");
     let listed = section.first(&["hosts", "host"]);
@@ -163,13 +164,20 @@ fn consul(section: &Reader<'_>) -> Option<ConsulSection> {
         // The agent of this machine, where every Consul has one.
         found.hosts.extend(Address::parse("127.0.0.1", Some(port)));
     }
-    if section.get("register_service").flag() {
-        section.get("register_service").warn(
-            "registering the service in Consul's catalogue is not built yet; ask the REST API, or \
-             keep the registration of your own",
-        );
-    }
     (!found.hosts.is_empty()).then_some(found)
+}
+
+/// (CFG-314, CFG-315)
+fn service(section: &Reader<'_>) -> ConsulService {
+    let mut tags = section.get("service_tags").texts();
+    tags.sort();
+    tags.dedup();
+    let interval = section.get("service_check_interval").text();
+    ConsulService {
+        tags,
+        check_interval: interval.unwrap_or_else(|| "5s".to_owned()),
+        check_tls_server_name: section.get("service_check_tls_server_name").text(),
+    }
 }
 
 fn etcd3(section: &Reader<'_>) -> Option<Etcd3Section> {

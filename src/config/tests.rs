@@ -355,10 +355,21 @@ fn redis_servers() {
     assert_eq!(redis(json!({"hosts": "a, b:1, c"})).replicas, 1, "a majority with the first");
     let all = redis(json!({"hosts": ["a", "b"], "replicas": 1, "use_ssl": true, "cacert": "/ca"}));
     assert_eq!(all.tls.and_then(|tls| tls.cacert), Some("/ca".into()));
+    let asked = redis(json!({"sentinels": "s1, s2:5", "sentinel_password": "q", "password": "p"}));
+    assert_eq!((asked.hosts.len(), asked.replicas), (0, 1));
+    let sentinels = asked.sentinels.expect("they are there");
+    let hosts: Vec<String> = sentinels.hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        (hosts.join(" ").as_str(), sentinels.master.as_str()),
+        ("s1:26379 s2:5", "mymaster")
+    );
+    assert_eq!(sentinels.password.expect("given").expose(), "q");
     for (section, text) in [
         (json!({"db": 1}), "redis.hosts: is not defined"),
         (json!({"hosts": ["a", "b", "c"], "replicas": 0}), "with 3 servers at least 1"),
-        (json!({"hosts": "a", "sentinel": {"service": "m"}}), "Sentinel is not asked here"),
+        (json!({"hosts": "a", "sentinel": {"service": "m"}}), "write sentinels: [host:26379]"),
+        (json!({"sentinels": "a", "replicas": 0}), "servers that Sentinel replaces at least 1"),
+        (json!({"sentinels": ["a:b:c"], "hosts": "h"}), "is no host:port"),
     ] {
         let wrong = with(json!({"raft": null, "redis": section})).to_string();
         let message = load_text(&wrong).unwrap_err().to_string();
@@ -366,7 +377,7 @@ fn redis_servers() {
     }
 }
 
-/// Proves CFG-310, CFG-311, CFG-312 and CFG-313.
+/// Proves CFG-310, CFG-311, CFG-312, CFG-313, CFG-314 and CFG-315.
 #[cfg(feature = "consul")]
 #[test]
 fn consul_agents() {
@@ -398,8 +409,14 @@ fn consul_agents() {
         let (_, warnings) = loaded(json!({"raft": null, "consul": odd}));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
     }
-    let (_, warnings) = loaded(json!({"raft": null, "consul": {"register_service": true}}));
-    assert!(warnings[0].contains("consul.register_service"), "{warnings:?}");
+    let section = json!({"register_service": true, "service_tags": ["z", "a"],
+        "service_check_tls_server_name": "pg.example"});
+    let (local, warnings) = loaded(json!({"raft": null, "consul": section}));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let DcsSection::Consul(consul) = local.dcs else { panic!("not consul") };
+    let service = consul.service.expect("asked for");
+    assert_eq!((service.tags.join(" ").as_str(), service.check_interval.as_str()), ("a z", "5s"));
+    assert_eq!(service.check_tls_server_name.as_deref(), Some("pg.example"));
 }
 
 fn merge_values(mut base: Value, over: Value) -> Value {

@@ -249,6 +249,8 @@ impl Node {
     pub(crate) async fn write(&self, op: Op, by: Deadline, why: &Mutex<String>) -> (u64, Reply) {
         let command = self.command(op);
         loop {
+            #[cfg(test)]
+            self.faults.request().await;
             let answer = self.ask_leader(Ask::Write(command.clone())).await;
             #[cfg(test)]
             let answer = self.faults.answer(answer).await;
@@ -267,6 +269,8 @@ impl Node {
     /// Returns once this member's copy has all that was acknowledged before the call.
     pub(crate) async fn catch_up(&self, by: Deadline, why: &Mutex<String>) {
         loop {
+            #[cfg(test)]
+            self.faults.request().await;
             let answer = self.ask_leader(Ask::ReadIndex).await;
             #[cfg(test)]
             let answer = self.faults.answer(answer).await;

@@ -173,12 +173,7 @@ impl Cluster {
         let dir = osuser::server_dir("hathi-cluster-");
         let owner = Owner::of(dir.path()).expect("the lock of the run's directory");
         if let Some(kubernetes) = &kubernetes {
-            // Where whoever is in no Pod looks.
-            let at = dir.path().join(".kube");
-            std::fs::create_dir(&at).expect("a directory");
-            std::fs::copy(kubernetes.kubeconfig(), at.join("config")).expect("the kubeconfig");
-            osuser::give(&at);
-            osuser::give(&at.join("config"));
+            kubernetes.lend_access(dir.path());
         }
         let hathi = executable_by_servers(&options.hathi, dir.path());
         let raft: Vec<SocketAddr> = (0..options.nodes)
@@ -209,6 +204,10 @@ impl Cluster {
                 let places =
                     yaml::Places { name: &name, dir: &at, host, clients, pg_port, rest_port };
                 let store = match (&options.store, &etcd) {
+                    // Patroni knows one address only.
+                    (Store::Consul { members: 1 }, _) => {
+                        json!({"consul": {"host": consul_hosts[0]}})
+                    }
                     (Store::Consul { .. }, _) => json!({"consul": {"hosts": consul_hosts}}),
                     (Store::ZooKeeper { .. }, _) => {
                         json!({"zookeeper": {"hosts": zookeeper_hosts}})
@@ -413,6 +412,24 @@ impl Cluster {
         }
     }
 
+    /// kill -9 of every server of the store.
+    pub fn kill_store(&mut self) {
+        self.etcd.iter_mut().for_each(|etcd| etcd.kill_all());
+        self.consul.iter_mut().for_each(|consul| consul.kill_all());
+        self.zookeeper.iter_mut().for_each(|zookeeper| zookeeper.kill_all());
+        self.redis.iter_mut().for_each(|redis| redis.kill_all());
+        self.kubernetes.iter_mut().for_each(|kubernetes| kubernetes.kill_whole());
+    }
+
+    /// Ends [`Self::kill_store`]: on its old data, and serving.
+    pub async fn restart_store(&mut self) {
+        revive(self.etcd.as_mut()).await;
+        revive(self.consul.as_mut()).await;
+        revive(self.zookeeper.as_mut()).await;
+        revive(self.redis.as_mut()).await;
+        revive(self.kubernetes.as_mut()).await;
+    }
+
     /// The guard of node `i`, if one runs.
     pub fn guard_pid(&self, i: usize) -> Option<u32> {
         belonging_to(&self.nodes[i].dir).into_iter().find(|pid| {
@@ -599,6 +616,13 @@ fn executable_by_servers(binary: &Path, dir: &Path) -> PathBuf {
         std::fs::copy(binary, &here).unwrap_or_else(|e| panic!("{}: {e}", binary.display()));
     }
     here
+}
+
+async fn revive(servers: Option<&mut impl StoreServers>) {
+    if let Some(servers) = servers {
+        servers.start_all();
+        servers.ready().await;
+    }
 }
 
 fn brief(answer: &Result<Answer, String>) -> String {

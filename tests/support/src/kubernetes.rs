@@ -116,6 +116,15 @@ impl Kubernetes {
         osuser::give(&self.kubeconfig());
     }
 
+    /// Puts the kubeconfig where an agent with this home looks.
+    pub fn lend_access(&self, home: &Path) {
+        let at = home.join(".kube");
+        std::fs::create_dir(&at).expect("a directory");
+        std::fs::copy(self.kubeconfig(), at.join("config")).expect("the kubeconfig");
+        osuser::give(&at);
+        osuser::give(&at.join("config"));
+    }
+
     /// As a kubelet does when a token rotates.
     pub fn write_token(&self, token: &str) {
         let file = self.token_file();
@@ -268,6 +277,12 @@ impl Kubernetes {
     pub fn pause_whole(&self) {
         self.seats.pause();
         self.etcd.pause();
+    }
+
+    /// kill -9 for both.
+    pub fn kill_whole(&mut self) {
+        self.seats.kill_all();
+        self.etcd.kill_all();
     }
 
     pub fn resume_whole(&self) {

@@ -32,7 +32,7 @@ pub use consul::{Consul, ConsulOptions};
 pub use etcd::{Etcd, EtcdOptions, EtcdVersion};
 pub use kubernetes::{Kubernetes, KubernetesOptions};
 pub use network::Network;
-pub use redis::{Redis, RedisOptions};
+pub use redis::{MASTER as REDIS_MASTER, Redis, RedisOptions};
 pub use servers::{Seat, Seats, StoreServers};
 pub use writers::Writers;
 pub use zookeeper::{ZooKeeper, ZooKeeperOptions};

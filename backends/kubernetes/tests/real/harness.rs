@@ -5,6 +5,7 @@ use hathi_dcs::conformance::servers::Patient;
 use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store};
 use hathi_dcs::{Dcs, MemberName, Scope, Timing};
 use hathi_kubernetes::{Access, Kubernetes as Backend, KubernetesConfig, open};
+use hathi_test_support::kubernetes::MEMBER;
 use hathi_test_support::{Kubernetes, KubernetesOptions};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -72,12 +73,20 @@ impl Harness for KubernetesHarness {
     async fn fresh(&self, needs: Needs) -> Box<dyn Store> {
         let kubernetes = match needs {
             Needs::Health => self.healthy.get_or_init(|| self.start(false)).await.clone(),
+            Needs::Faults | Needs::Rights => self.start(false).await,
             Needs::LostAnswers => self.start(true).await,
-            _ => self.start(false).await,
         };
         // Every test has a Pod `a`.
         let namespace = format!("test{}", self.scopes.fetch_add(1, Ordering::Relaxed));
-        kubernetes.lock().await.make_namespace(&namespace);
+        let servers = kubernetes.lock().await;
+        servers.make_namespace(&namespace);
+        if let Needs::Rights = needs {
+            servers.write_token(MEMBER);
+            let objects = if self.endpoints { "endpoints" } else { "configmaps" };
+            let all = "create get list patch watch";
+            servers.allow(&namespace, &[(objects, all), ("pods", "list patch watch")]);
+        }
+        drop(servers);
         let config = KubernetesConfig {
             namespace,
             use_endpoints: self.endpoints,
@@ -199,6 +208,14 @@ impl Store for KubernetesStore {
                 servers.proxies().for_each(|proxy| proxy.cut_all());
                 return Ok(());
             }
+            Fault::Forbid => {
+                self.patient.servers.lock().await.unbind(&self.config.namespace);
+                return Ok(());
+            }
+            Fault::Permit => {
+                self.patient.servers.lock().await.bind(&self.config.namespace);
+                return Ok(());
+            }
             // The API servers go on, and have nobody behind them.
             Fault::KillMajority => {
                 self.patient.servers.lock().await.etcd.kill_all();
@@ -209,7 +226,6 @@ impl Store for KubernetesStore {
             Fault::KillAll => self.patient.servers.lock().await.etcd.kill_all(),
             _ => {}
         }
-        let done = self.patient.inflict(&fault).await;
-        done.unwrap_or(Err(Cannot("nobody has built this fault here yet")))
+        self.patient.inflict(&fault).await.expect("every other fault is one of servers")
     }
 }

@@ -10,7 +10,7 @@ fn short() -> Deadline {
     Deadline::in_ms(2_500)
 }
 
-/// Proves CFG-321, CFG-322: the server's certificate is verified, a client's certificate is shown,
+/// Proves DCS-142, CFG-321, CFG-322: the server's certificate is verified, a client's certificate is shown,
 /// and the access list names it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_sides_show_certificates() {
