@@ -407,3 +407,15 @@ async fn quorum_commit_holds_across_both() {
     check::verify(&cluster, &written, &[]).await;
     check::same_rows_everywhere(&cluster, SOON).await;
 }
+
+/// Proves DCS-T10 (a real Patroni as leader and as replica, and its patronictl) on Kubernetes, in Endpoints.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_leads_in_turn_on_kubernetes() {
+    each_leads_in_turn(Store::Kubernetes { endpoints: true }, &[0, 1, 2]).await;
+}
+
+/// The same in ConfigMaps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_leads_in_turn_on_kubernetes_config_maps() {
+    each_leads_in_turn(Store::Kubernetes { endpoints: false }, &[1, 2, 0]).await;
+}

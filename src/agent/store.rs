@@ -60,6 +60,15 @@ pub async fn open(
             let _ = (scope, me, timing);
             Err(StoreError::NotCompiledIn { section: "redis", feature: "redis" })
         }
+        #[cfg(feature = "kubernetes")]
+        DcsSection::Kubernetes(kubernetes) => {
+            Ok(hathi_kubernetes::open(kubernetes_config(kubernetes), scope, me, timing))
+        }
+        #[cfg(not(feature = "kubernetes"))]
+        DcsSection::Kubernetes(_) => {
+            let _ = (scope, me, timing);
+            Err(StoreError::NotCompiledIn { section: "kubernetes", feature: "kubernetes" })
+        }
         #[cfg(feature = "raft")]
         DcsSection::Raft(raft) => {
             Ok(hathi_raft::RaftStore::start(raft_config(raft), scope, me, timing).await?)
@@ -209,5 +218,38 @@ fn sentinels(sentinels: &crate::config::RedisSentinels) -> hathi_redis::Sentinel
         master: sentinels.master.clone(),
         username: sentinels.username.clone(),
         password: sentinels.password.as_ref().map(|secret| secret.expose().to_owned()),
+    }
+}
+
+#[cfg(feature = "kubernetes")]
+fn kubernetes_config(
+    kubernetes: &crate::config::KubernetesSection,
+) -> hathi_kubernetes::KubernetesConfig {
+    let ports = kubernetes.ports.iter().map(|port| hathi_kubernetes::Port {
+        name: port.name.clone(),
+        port: port.port,
+        protocol: port.protocol.clone(),
+    });
+    hathi_kubernetes::KubernetesConfig {
+        access: hathi_kubernetes::Access::Found {
+            context: kubernetes.context.clone(),
+            cacert: kubernetes.cacert.clone(),
+        },
+        namespace: kubernetes.namespace.clone(),
+        labels: kubernetes.labels.clone(),
+        scope_label: kubernetes.scope_label.clone(),
+        roles: hathi_kubernetes::RoleLabels {
+            label: kubernetes.role_label.clone(),
+            leader: kubernetes.leader_label_value.clone(),
+            follower: kubernetes.follower_label_value.clone(),
+            standby_leader: kubernetes.standby_leader_label_value.clone(),
+            tmp_label: kubernetes.tmp_role_label.clone(),
+        },
+        bootstrap_labels: kubernetes.bootstrap_labels.clone(),
+        use_endpoints: kubernetes.use_endpoints,
+        pod_ip: kubernetes.pod_ip.clone(),
+        ports: ports.collect(),
+        bypass_api_service: kubernetes.bypass_api_service,
+        retriable_codes: kubernetes.retriable_http_codes.clone(),
     }
 }

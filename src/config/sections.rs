@@ -1,6 +1,7 @@
 //! The sections that choose a store. Plain data; no backend's types. (CFG-006)
 
 use super::{Address, Secret};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The store this configuration chose.
@@ -11,6 +12,7 @@ pub enum DcsSection {
     Consul(ConsulSection),
     ZooKeeper(ZooKeeperSection),
     Redis(RedisSection),
+    Kubernetes(KubernetesSection),
 }
 
 impl DcsSection {
@@ -22,6 +24,7 @@ impl DcsSection {
             Self::Consul(_) => "consul",
             Self::ZooKeeper(_) => "zookeeper",
             Self::Redis(_) => "redis",
+            Self::Kubernetes(_) => "kubernetes",
         }
     }
 }
@@ -167,4 +170,41 @@ pub struct RedisTls {
     pub cert: Option<PathBuf>,
     /// `None` with a `cert`: the key is inside the certificate's file.
     pub key: Option<PathBuf>,
+}
+
+/// `kubernetes`. (CFG-330 … CFG-338)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesSection {
+    pub namespace: String,
+    /// Of the cluster's Pods and objects; never empty.
+    pub labels: BTreeMap<String, String>,
+    pub scope_label: String,
+    pub role_label: String,
+    pub leader_label_value: String,
+    pub follower_label_value: String,
+    pub standby_leader_label_value: String,
+    pub tmp_role_label: Option<String>,
+    /// On a Pod while its data directory is being made.
+    pub bootstrap_labels: BTreeMap<String, String>,
+    /// Endpoints instead of ConfigMaps.
+    pub use_endpoints: bool,
+    /// `None`: the Pod's own.
+    pub pod_ip: Option<String>,
+    /// Never empty.
+    pub ports: Vec<KubernetesPort>,
+    pub bypass_api_service: bool,
+    /// Beside those that are retried anyway.
+    pub retriable_http_codes: Vec<u16>,
+    /// Instead of the service account's own authority.
+    pub cacert: Option<PathBuf>,
+    /// Of the kubeconfig, outside a Pod.
+    pub context: Option<String>,
+}
+
+/// (CFG-335)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesPort {
+    pub name: Option<String>,
+    pub port: u16,
+    pub protocol: Option<String>,
 }

@@ -211,7 +211,6 @@ fn the_store_is_chosen_by_its_section() {
     for (section, text) in [
         (json!({}), "no section for a store"),
         (json!({"etcd": {"host": "h"}}), "etcd: etcd's v2 API is not spoken; use section etcd3"),
-        (json!({"kubernetes": {"labels": {}}}), "kubernetes: this version has no such backend"),
         (json!({"exhibitor": {"hosts": "h"}}), "exhibitor: this version has no such backend"),
     ] {
         let message = load_text(&without(section).to_string()).unwrap_err().to_string();
@@ -231,6 +230,11 @@ fn the_store_is_chosen_by_its_section() {
         let file = without(json!({"consul": {"host": "h"}})).to_string();
         let message = load_text(&file).unwrap_err().to_string();
         assert!(message.contains("build with: cargo build --features consul"), "{message}");
+    }
+    if !cfg!(feature = "kubernetes") {
+        let file = without(json!({"kubernetes": {"labels": {"a": "b"}}})).to_string();
+        let message = load_text(&file).unwrap_err().to_string();
+        assert!(message.contains("build with: cargo build --features kubernetes"), "{message}");
     }
     let (local, warnings) = loaded(json!({"zookeeper": {"hosts": "h"}}));
     assert_eq!(local.dcs.name(), "raft");
@@ -274,6 +278,63 @@ fn zookeeper_servers() {
         let message = load_text(&wrong).unwrap_err().to_string();
         assert!(message.contains(text), "{message}");
     }
+}
+
+/// Proves CFG-330 … CFG-338, CFG-061 (both names of a variable), and the top-level namespace of CFG-331.
+#[cfg(feature = "kubernetes")]
+#[test]
+fn kubernetes_objects() {
+    let section = json!({"labels": {"application": "patroni", "tier": 1}});
+    let (local, warnings) =
+        loaded(json!({"raft": null, "namespace": "/service/", "kubernetes": section}));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let DcsSection::Kubernetes(found) = local.dcs else { panic!("not kubernetes") };
+    assert_eq!((found.namespace.as_str(), found.labels["tier"].as_str()), ("default", "1"));
+    assert_eq!((found.scope_label.as_str(), found.role_label.as_str()), ("cluster-name", "role"));
+    let values =
+        [found.leader_label_value, found.follower_label_value, found.standby_leader_label_value];
+    assert_eq!(values, ["primary", "replica", "primary"]);
+    assert_eq!((found.use_endpoints, found.bypass_api_service), (false, false));
+    assert_eq!((found.ports.len(), found.ports[0].port, &found.pod_ip), (1, 5432, &None));
+    let section = json!({"labels": {"a": "b"}, "namespace": "db", "use_endpoints": "on",
+        "pod_ip": "10.0.0.1", "ports": [{"name": "postgresql", "port": 22432, "protocol": "TCP"}],
+        "retriable_http_codes": "401, 403", "bootstrap_labels": {"phase": "new"},
+        "tmp_role_label": "tmp", "leader_label_value": "master", "context": "c", "cacert": "/ca",
+        "bypass_api_service": true});
+    let (local, warnings) =
+        loaded(json!({"raft": null, "namespace": "other", "kubernetes": section}));
+    assert!(warnings.len() == 1 && warnings[0].contains("overrides"), "{warnings:?}");
+    let DcsSection::Kubernetes(found) = local.dcs else { panic!("not kubernetes") };
+    assert_eq!((found.namespace.as_str(), found.use_endpoints), ("other", true));
+    assert_eq!(found.retriable_http_codes, [401, 403]);
+    assert_eq!(found.ports[0].name.as_deref(), Some("postgresql"));
+    for (section, text) in [
+        (json!({"namespace": "x"}), "kubernetes.labels: is not defined"),
+        (json!({"labels": {"a": "b"}, "namespace": "a/b"}), "no namespace of Kubernetes"),
+        (json!({"labels": {"a": "b"}, "pod_ip": "127.0.0.1"}), "Endpoints refuse"),
+        (json!({"labels": {"a": "b"}, "pod_ip": "here"}), "an IP address is expected"),
+        (json!({"labels": {"a": "b"}, "ports": [{"port": 1}, {"port": 2}]}), "needs a name"),
+    ] {
+        let wrong = with(json!({"raft": null, "kubernetes": section})).to_string();
+        let message = load_text(&wrong).unwrap_err().to_string();
+        assert!(message.contains(text), "{message}");
+    }
+    let variables = environment(&[
+        ("PATRONI_KUBERNETES_LABELS", "a: b"),
+        ("PATRONI_KUBERNETES_USE_ENDPOINTS", "true"),
+        ("PATRONI_KUBERNETES_PORTS", r#"{"name": "pg", "port": 5433}"#),
+        ("PATRONI_KUBERNETES_POD_IP", "10.0.0.7"),
+        ("PATRONI_RETRIABLE_HTTP_CODES", "403"),
+        ("HOME", "/home/x"),
+    ]);
+    let mut file = tempfile::Builder::new().suffix(".yml").tempfile().unwrap();
+    file.write_all(with(json!({"raft": null})).to_string().as_bytes()).unwrap();
+    let (local, warnings) = load(Some(file.path()), &variables).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let DcsSection::Kubernetes(found) = local.dcs else { panic!("not kubernetes") };
+    assert_eq!((found.labels["a"].as_str(), found.use_endpoints), ("b", true));
+    assert_eq!((found.ports[0].port, found.pod_ip.as_deref()), (5433, Some("10.0.0.7")));
+    assert_eq!(found.retriable_http_codes, [403]);
 }
 
 /// Proves CFG-410, and that what Redis does not promise is said.
@@ -634,11 +695,13 @@ fn the_examples_load_without_a_warning() {
     let etcd = include_str!("../../config-examples/etcd.yml");
     let consul = include_str!("../../config-examples/consul.yml");
     let zookeeper = include_str!("../../config-examples/zookeeper.yml");
+    let kubernetes = include_str!("../../config-examples/kubernetes.yml");
     for (text, compiled) in [
         (raft, cfg!(feature = "raft")),
         (etcd, cfg!(feature = "etcd")),
         (consul, cfg!(feature = "consul")),
         (zookeeper, cfg!(feature = "zookeeper")),
+        (kubernetes, cfg!(feature = "kubernetes")),
     ] {
         if !compiled {
             assert!(load_text(text).unwrap_err().to_string().contains("cargo build --features"));

@@ -3,8 +3,8 @@
 
 use hathi_test_support::process::{Process, tail};
 use hathi_test_support::{
-    Consul, ConsulOptions, Etcd, EtcdVersion, Redis, RedisOptions, ZooKeeper, ZooKeeperOptions,
-    leftovers, osuser, ports, rest, wait,
+    Consul, ConsulOptions, Etcd, EtcdVersion, Kubernetes, KubernetesOptions, Redis, RedisOptions,
+    ZooKeeper, ZooKeeperOptions, leftovers, osuser, ports, rest, wait,
 };
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
@@ -159,5 +159,15 @@ async fn redis_yml() {
     let (host, port) = redis.hosts()[0].clone();
     // With the others that the example lists in a comment.
     example.here("10.0.0.11:6379", &format!("{host}:{port}"));
+    example.leads().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn kubernetes_yml() {
+    let kubernetes = Kubernetes::start(KubernetesOptions::default()).await;
+    let labels = serde_json::json!({"application": "patroni", "cluster-name": "main"});
+    kubernetes.make_pod("default", "node1", &labels);
+    let mut example = Example::new("kubernetes.yml");
+    kubernetes.lend_access(example.dir.path());
     example.leads().await;
 }

@@ -110,6 +110,13 @@ macro_rules! on_another_store {
 on_another_store!(consul, Store::Consul { members: 1 });
 on_another_store!(zookeeper, Store::ZooKeeper { members: 1 });
 on_another_store!(redis, Store::Redis);
+on_another_store!(kubernetes, Store::Kubernetes { endpoints: true });
+
+/// Endpoints and ConfigMaps share all but their name; here the other one serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn kubernetes_out_of_reach() {
+    outage::store_out_of_reach(Store::Kubernetes { endpoints: false }).await;
+}
 
 on_both_stores! {
     planned::bootstrap_of_three,

@@ -42,6 +42,9 @@ pub async fn store_out_of_reach(store: Store) {
 }
 
 fn freeze(cluster: &Cluster, leader: usize, on: bool) {
+    if let Some(kubernetes) = &cluster.kubernetes {
+        return if on { kubernetes.pause_whole() } else { kubernetes.resume_whole() };
+    }
     match &cluster.etcd {
         Some(etcd) if on => etcd.pause(),
         Some(etcd) => etcd.resume(),

@@ -131,6 +131,11 @@ pub trait Store: Send + Sync {
         true
     }
 
+    /// Do members go with a lease? Where they do not, why.
+    fn members_expire(&self) -> Outcome {
+        Ok(())
+    }
+
     /// The bytes in the store under a key of the cluster: `leader`, `members/pg1`.
     async fn raw(&self, key: &str) -> Result<Option<Vec<u8>>, Cannot>;
 

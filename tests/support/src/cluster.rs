@@ -6,8 +6,8 @@ use crate::ports::Place;
 use crate::process::{Process, alive, belonging_to, signal_pid, tail};
 use crate::rest::{self, Answer};
 use crate::{
-    Consul, ConsulOptions, Etcd, EtcdOptions, EtcdVersion, Redis, RedisOptions, StoreServers,
-    ZooKeeper, ZooKeeperOptions, osuser, ports, sql, wait, yaml,
+    Consul, ConsulOptions, Etcd, EtcdOptions, EtcdVersion, Kubernetes, KubernetesOptions, Redis,
+    RedisOptions, StoreServers, ZooKeeper, ZooKeeperOptions, osuser, ports, sql, wait, yaml,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -38,6 +38,8 @@ pub enum Store {
     ZooKeeper { members: usize },
     /// One Redis server.
     Redis,
+    /// An API server with a Pod for each node, in Endpoints or in ConfigMaps.
+    Kubernetes { endpoints: bool },
 }
 
 #[derive(Clone, Debug)]
@@ -120,6 +122,7 @@ pub struct Cluster {
     pub consul: Option<Consul>,
     pub zookeeper: Option<ZooKeeper>,
     pub redis: Option<Redis>,
+    pub kubernetes: Option<Kubernetes>,
     options: ClusterOptions,
     dir: tempfile::TempDir,
     _owner: Owner,
@@ -131,7 +134,11 @@ impl Cluster {
     /// Directories, files, ports and the store, but no agent yet.
     pub async fn prepare(options: ClusterOptions) -> Self {
         let etcd = match options.store {
-            Store::Raft | Store::Consul { .. } | Store::ZooKeeper { .. } | Store::Redis => None,
+            Store::Raft
+            | Store::Consul { .. }
+            | Store::ZooKeeper { .. }
+            | Store::Redis
+            | Store::Kubernetes { .. } => None,
             Store::Etcd { members } => {
                 let etcd_options = EtcdOptions::new(options.etcd, members);
                 Some(Etcd::start_on(etcd_options, options.network.as_deref()).await)
@@ -141,19 +148,21 @@ impl Cluster {
             Store::Consul { members } => {
                 Some(Consul::start(ConsulOptions { members, ..ConsulOptions::default() }).await)
             }
-            Store::Raft | Store::Etcd { .. } | Store::ZooKeeper { .. } | Store::Redis => None,
+            _ => None,
         };
         let zookeeper = match options.store {
             Store::ZooKeeper { members } => {
                 Some(ZooKeeper::start(ZooKeeperOptions::new(members)).await)
             }
-            Store::Raft | Store::Etcd { .. } | Store::Consul { .. } | Store::Redis => None,
+            _ => None,
         };
         let redis = match options.store {
             Store::Redis => Some(Redis::start(RedisOptions::default()).await),
-            Store::Raft | Store::Etcd { .. } | Store::Consul { .. } | Store::ZooKeeper { .. } => {
-                None
-            }
+            _ => None,
+        };
+        let kubernetes = match options.store {
+            Store::Kubernetes { .. } => Some(Kubernetes::start(KubernetesOptions::default()).await),
+            _ => None,
         };
         let redis_hosts = redis.iter().flat_map(Redis::hosts);
         let redis_hosts: Vec<_> =
@@ -163,6 +172,9 @@ impl Cluster {
         leftovers::clean("hathi-cluster-");
         let dir = osuser::server_dir("hathi-cluster-");
         let owner = Owner::of(dir.path()).expect("the lock of the run's directory");
+        if let Some(kubernetes) = &kubernetes {
+            kubernetes.lend_access(dir.path());
+        }
         let hathi = executable_by_servers(&options.hathi, dir.path());
         let raft: Vec<SocketAddr> = (0..options.nodes)
             .map(|i| match &options.network {
@@ -200,6 +212,16 @@ impl Cluster {
                     (Store::ZooKeeper { .. }, _) => {
                         json!({"zookeeper": {"hosts": zookeeper_hosts}})
                     }
+                    (Store::Kubernetes { endpoints }, _) => {
+                        let labels = json!({"application": "patroni", "cluster-name": yaml::SCOPE});
+                        let pods = kubernetes.as_ref().expect("started with this store");
+                        pods.make_pod("default", &name, &labels);
+                        json!({"kubernetes": {
+                            "context": "golden", "labels": {"application": "patroni"},
+                            "use_endpoints": endpoints,
+                            "ports": [{"name": "postgresql", "port": pg_port}],
+                        }})
+                    }
                     (Store::Redis, _) => json!({"redis": {"hosts": redis_hosts}}),
                     (Store::Raft, _) | (_, None) => raft_section(&at, &raft, i),
                     (Store::Etcd { .. }, Some(etcd)) => json!({"etcd3": {"hosts": etcd.hosts()}}),
@@ -216,7 +238,19 @@ impl Cluster {
             })
             .collect();
         let started = Instant::now();
-        Self { nodes, etcd, consul, zookeeper, redis, options, dir, _owner: owner, hathi, started }
+        Self {
+            nodes,
+            etcd,
+            consul,
+            zookeeper,
+            redis,
+            kubernetes,
+            options,
+            dir,
+            _owner: owner,
+            hathi,
+            started,
+        }
     }
 
     /// Starts everything and waits until one leads and all others stream from it.
@@ -384,6 +418,7 @@ impl Cluster {
         self.consul.iter_mut().for_each(|consul| consul.kill_all());
         self.zookeeper.iter_mut().for_each(|zookeeper| zookeeper.kill_all());
         self.redis.iter_mut().for_each(|redis| redis.kill_all());
+        self.kubernetes.iter_mut().for_each(|kubernetes| kubernetes.kill_whole());
     }
 
     /// Ends [`Self::kill_store`]: on its old data, and serving.
@@ -392,6 +427,7 @@ impl Cluster {
         revive(self.consul.as_mut()).await;
         revive(self.zookeeper.as_mut()).await;
         revive(self.redis.as_mut()).await;
+        revive(self.kubernetes.as_mut()).await;
     }
 
     /// The guard of node `i`, if one runs.

@@ -328,6 +328,7 @@ pub async fn a_member_record_lives_on_the_lease(harness: &dyn Harness) -> Outcom
         assert!(there().await, "written in time, yet gone");
         tokio::time::sleep(Duration::from_millis(case.timing.ttl_ms() / 5)).await;
     }
+    case.store.members_expire()?;
     let lost = case.store.inflict(Fault::LoseLease("a".into())).await;
     if lost.is_ok() {
         until("the record is back", 3 * case.timing.loop_wait_ms() + 2_000, || async {
