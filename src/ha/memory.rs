@@ -133,6 +133,10 @@ pub struct Memory {
     pub task: Option<Running>,
     /// The version of `/config` that was applied or refused last. (HA-019)
     pub config_seen: Option<Version>,
+    /// Whom it follows has not all the log any more that this standby needs. (HA-316)
+    pub log_is_gone: bool,
+    /// The fast stop that was said to take longer than the lease leaves for it. (HA-321)
+    pub slow_stop_said: Option<u64>,
     /// Every member of the last view lives with a short ttl. (HA-324)
     pub short_ttl: bool,
     /// When each member slot was last wanted for a living member. (DCS-061)

@@ -371,6 +371,7 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) -> bool {
     match answer {
         Divergence::None => {
             turn.because(rule, format!("no rewind needed, says {}", source.name));
+            turn.memory.log_is_gone = history.oldest.is_some_and(|oldest| local.lsn < oldest);
             turn.memory.rewind = Rewind::NotNeeded;
             true
         }

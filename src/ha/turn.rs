@@ -197,9 +197,14 @@ async fn unseen(
     let decided = if turn.settings.pause {
         pause::paused(&mut turn).await
     } else if turn.memory.task.is_some() {
+        silence::during_a_task(&mut turn).await;
         turn.while_task_runs().await
     } else {
         silence::store_is_silent(&mut turn).await
+    };
+    let decided = match turn.wake {
+        Some(at) => decided.again_at(at),
+        None => decided,
     };
     turn.memory.want_latest = true;
     Turned { decided, lock: turn.lock, pg: turn.pg, view, reasons: turn.reasons, said }

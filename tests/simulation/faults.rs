@@ -119,7 +119,35 @@ pub const FAULTS: &[Kind] = &[
     kind("replica's data directory wiped", 2, |world, it| world.wipe_replica(it.node)),
 ];
 
+/// In some runs the store ends a leader's lease early whatever else is wrong at the moment. From a stream
+/// of its own, so that every other choice of a run stays what it was.
+pub fn plan(world: &mut World, seed: u64) {
+    let mut random = Random::new(seed ^ 0x1EA5E);
+    if !random.percent(10) {
+        return;
+    }
+    for _ in 0..random.between(1, 3) {
+        let at = random.between(30, 400) * SECOND;
+        world.at(at, World::revoke_lease_anyhow);
+    }
+}
+
 impl World {
+    /// Nobody can keep two primaries apart whom nothing but the store connects: for as long as the old one
+    /// may believe in its lease there may be two. Everything else holds, and after that this, too.
+    fn revoke_lease_anyhow(&mut self) {
+        let Some(session) = self.store.leader.as_ref().map(|held| held.session) else { return };
+        let broke = self.watched.revoked_at.is_some_and(|at| at + 60 * SECOND > self.now_us);
+        if self.quiet || !self.store.up || broke {
+            return;
+        }
+        self.fault("lease revoked among other faults");
+        self.watched.revoked_at = Some(self.now_us);
+        let longest = (0..self.members()).map(|node| self.ttl_us(node)).max().unwrap_or(0);
+        self.watched.apart_until = self.now_us + longest + longest / 15 + SECOND;
+        self.end_session(session);
+    }
+
     fn cut_link(&mut self, it: &mut Strike, both: bool) {
         let node = it.node;
         let other =

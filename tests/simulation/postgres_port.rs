@@ -208,6 +208,8 @@ impl Agency {
             can_rewind,
             is_primary,
             replication,
+            fast_stop_ms: None,
+            disk_stalls_ms: 0,
         }
     }
 
@@ -436,6 +438,7 @@ impl Postgres for Agency {
                 timeline: Timeline(world.wal.timeline(tip)),
                 ends: world.wal.ends(tip, &|_| "2026-01-01T00:00:00+00:00".into()),
                 checkpoint_timeline: Some(Timeline(world.nodes[source].server.checkpointed)),
+                oldest: None,
             })
         });
         asked.await

@@ -364,3 +364,82 @@ fn a_short_ttl_is_agreed_on() {
     let mut alone = Scene::replica().set(|script| script.settings.short_ttl = true);
     assert!(!alone.turn().did("short ttl"), "the others do not say so");
 }
+
+/// Proves HA-321: who leads says that a fast stop takes longer here than the lease leaves for it, once
+/// for each value, and what ttl would do.
+#[test]
+fn a_slow_stop_is_said() {
+    // A ttl of 30 s: 5 s from the demotion to the end, of which the last 2.5 are for an immediate stop.
+    let stops = |ms: Option<u64>| Scene::leader().set(move |script| script.pg.fast_stop_ms = ms);
+    assert!(!stops(None).turn().fired("HA-321"));
+    assert!(!stops(Some(2_500)).turn().fired("HA-321"));
+    let mut scene = stops(Some(4_000));
+    assert!(scene.turn().fired("HA-321"));
+    assert!(!scene.turn().fired("HA-321"), "once");
+    let mut scene = scene.set(|script| script.settings.timing.ttl = 48);
+    assert!(!scene.turn().fired("HA-321"), "as it was told");
+    let mut scene = scene.set(|script| script.pg.fast_stop_ms = Some(9_000));
+    assert!(scene.turn().fired("HA-321"), "another value");
+}
+
+/// Proves HA-314 (the decision): a dead disk costs a primary its role if somebody can take over, and a
+/// standby its place in the race; off unless asked for.
+#[test]
+fn a_dead_disk() {
+    let stalls = |scene: Scene, ms: u64, timeout: u64| {
+        scene.set(move |script| {
+            script.pg.disk_stalls_ms = ms;
+            script.settings.disk_timeout_ms = timeout;
+        })
+    };
+    let mut scene = stalls(Scene::leader(), 15_000, 15_000);
+    let came = scene.turn();
+    assert_eq!(came.task, Some(Task::Demote(Demotion::LostLock)), "{came:?}");
+    assert!(came.fired("HA-314") && !came.did("release"), "the key runs out: {came:?}");
+    assert_eq!(scene.lease_left(), None, "nobody prolongs it");
+    for (ms, timeout) in [(14_999, 15_000), (60_000, 0), (0, 15_000)] {
+        assert!(stalls(Scene::leader(), ms, timeout).turn().task.is_none(), "{ms} {timeout}");
+    }
+    let alone = stalls(Scene::leader(), 60_000, 15_000).set(|script| script.probes.clear());
+    let came = { alone }.turn();
+    assert!(came.task.is_none() && came.fired("HA-076"), "there is nobody: {came:?}");
+    let paused = stalls(Scene::leader(), 60_000, 15_000).set(|script| script.settings.pause = true);
+    assert!({ paused }.turn().task.is_none());
+    let came = stalls(Scene::leaderless(), 60_000, 15_000).turn();
+    assert!(came.fired("HA-314") && !came.did("acquire"), "{came:?}");
+}
+
+/// Proves HA-316: a standby whose log is gone says so, and is copied anew where that is wanted.
+#[test]
+fn a_standby_whose_log_is_gone() {
+    let stuck = |wanted: bool, oldest: u64| {
+        Scene::replica()
+            .set(move |script| {
+                script.pg.server = Server::Standby(Standby { streaming: false, ..at(1_000) });
+                script.settings.reinitialize_without_log = wanted;
+                script.source.as_mut().unwrap().oldest = Some(Lsn(oldest));
+            })
+            .remember(|memory| memory.rewind = Rewind::Check)
+    };
+    let came = stuck(false, 1_001).turn();
+    assert!(came.fired("HA-316") && came.task.is_none(), "{came:?}");
+    assert!(came.line.contains("reinitialize me"), "{came:?}");
+    let came = stuck(true, 1_001).turn();
+    assert!(matches!(came.task, Some(Task::Reinitialize { .. })), "{came:?}");
+    for mut scene in [
+        stuck(true, 1_000),
+        stuck(true, 1_001).set(|script| script.settings.pause = true),
+        stuck(true, 1_001).set(|script| {
+            script.pg.server =
+                Server::Standby(Standby { streaming: false, from_archive: true, ..at(1_000) });
+        }),
+    ] {
+        let came = scene.turn();
+        assert!(came.task.is_none(), "{came:?}");
+    }
+}
+
+fn at(lsn: u64) -> Standby {
+    let Server::Standby(standby) = standby(lsn) else { unreachable!() };
+    standby
+}
