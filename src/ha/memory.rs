@@ -143,6 +143,8 @@ pub struct Memory {
     pub slots_seen: BTreeMap<String, Millis>,
     /// In this life of the server its slots were looked at for those that nobody knows. (PG-267)
     pub slots_judged: Option<String>,
+    /// The last timeline on which this server was seen to be a primary. (PG-147)
+    pub led_timeline: Timeline,
     /// The timeline of the leader we followed last; a higher one asks for a rewind check. (HA-125)
     pub leader_timeline: Timeline,
     /// This standby does not stream from its upstream; when that was noticed, or asked about last.

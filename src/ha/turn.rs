@@ -148,6 +148,9 @@ async fn seen(
     apply_configuration(ports, memory, &view, &mut reasons).await;
     agree_on_ttl(ports, memory, &view, &mut reasons);
     lease.shorten(ports);
+    if let Server::Primary { timeline, .. } = &pg.server {
+        memory.led_timeline = *timeline;
+    }
     let settings = ports.configuration.settings();
     let now = ports.clock.now();
     failsafe::note_view(memory, &view, &settings, now);

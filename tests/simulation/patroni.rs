@@ -473,14 +473,13 @@ impl Member {
         let request = request.filter(|request| request.scheduled_at.is_none());
         let mut left_out = None;
         if let Some(request) = &request {
-            match &request.candidate {
-                Some(candidate) if *candidate == me => return true,
-                Some(candidate) => {
-                    if self.target(view, Some(candidate), pg).await {
-                        return false;
-                    }
+            if let Some(candidate) = &request.candidate {
+                if *candidate == me {
+                    return true;
                 }
-                None => {}
+                if self.target(view, Some(candidate), pg).await {
+                    return false;
+                }
             }
             if request.leader.as_ref() == Some(&me) {
                 return !self.target(view, None, pg).await;

@@ -239,7 +239,12 @@ impl Driver for Machine {
 
     fn counts_on(&self, _: &Settings) -> bool {
         let Some(world) = self.world.upgrade() else { return false };
-        world.lock().unwrap().watchdogs.devices[self.node].resets_at.is_some()
+        let mut world = world.lock().unwrap();
+        let counts = world.watchdogs.devices[self.node].resets_at.is_some();
+        if counts {
+            world.count("watchdogs that a dead agent left armed");
+        }
+        counts
     }
 }
 

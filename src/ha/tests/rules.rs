@@ -443,3 +443,44 @@ fn at(lsn: u64) -> Standby {
     let Server::Standby(standby) = standby(lsn) else { unreachable!() };
     standby
 }
+
+/// Proves PG-147 (twins): a former primary whose timeline another member began as well is copied anew,
+/// though the history files agree; who only followed there is not, nor is the one whom `/history` names.
+#[test]
+fn a_primary_whose_timeline_another_one_began() {
+    let back = |was_primary: bool, began: &str| {
+        let row = format!(r#"[[1,100,"no recovery target specified","t","{began}"]]"#);
+        Scene::replica()
+            .set(move |script| {
+                down(&mut script.pg);
+                script.control = Some(control(ControlState::ShutDown));
+                script.settings.remove_data_directory_on_diverged_timelines = true;
+                script.view.history = hathi_dcs::History::parse(&row);
+                script.local_end = Some(crate::ha::ports::LocalEnd {
+                    timeline: Timeline(2),
+                    lsn: Lsn(500),
+                    was_primary,
+                    checkpoint_end: Some(Lsn(500)),
+                });
+                script.source = Ok(crate::ha::ports::SourceHistory {
+                    in_recovery: false,
+                    timeline: Timeline(2),
+                    ends: vec![crate::ha::ports::TimelineEnd {
+                        timeline: Timeline(1),
+                        switch_lsn: Lsn(100),
+                        reason: String::new(),
+                        at: None,
+                    }],
+                    checkpoint_timeline: None,
+                    oldest: None,
+                });
+            })
+            .turn()
+    };
+    let copied = |came: &super::stage::Came| matches!(came.task, Some(Task::Reinitialize { .. }));
+    let came = back(true, "b");
+    assert!(copied(&came) && came.fired("PG-147"), "{came:?}");
+    assert!(!copied(&back(false, "b")), "it followed there");
+    assert!(!copied(&back(true, "a")), "it is the one");
+    assert!(!copied(&back(true, "gone")), "nobody knows who that was");
+}
