@@ -1,6 +1,7 @@
 //! The cluster follows another one: its leader streams from the remote primary, is never promoted,
 //! and the others cascade behind it. (section 15 of docs/spec/ha-loop.md)
 
+use crate::ha::breakage::{Breakage, broken};
 use crate::ha::follower::{self, Place};
 use crate::ha::history;
 use crate::ha::ports::{Ports, Server, Stop, StopMode, StopStep, Upstream};
@@ -21,7 +22,7 @@ pub fn demanded_timeline(settings: &Settings, view: &ClusterView) -> Timeline {
 
 /// Does the leader of this cluster follow another one?
 pub fn is_in_force(turn: &Turn<'_>) -> bool {
-    turn.settings.standby_cluster.is_some()
+    turn.settings.standby_cluster.is_some() && !broken(Breakage::StandbyClusterPromotes)
 }
 
 /// Before anything is promoted or started as a primary: the fence is armed again for a lease that
@@ -81,6 +82,7 @@ async fn forget_the_former_life(turn: &mut Turn<'_>) {
     let Server::Standby(standby) = &turn.pg.server else { return };
     let timeline = standby.timeline;
     let outlived = standby.streaming
+        && !turn.settings.pause
         && timeline != Timeline(0)
         && turn.view.history.cluster_timeline() > timeline;
     if !outlived {

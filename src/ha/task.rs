@@ -469,7 +469,8 @@ async fn promote(context: &Context) -> Outcome {
         return Outcome::Failed("lost the lease before the promotion".into());
     }
     // Nor may the cluster have been told to follow another one again. (HA-113)
-    if ports.configuration.settings().standby_cluster.is_some() {
+    let standby = ports.configuration.settings().standby_cluster.is_some();
+    if standby && !broken(Breakage::StandbyClusterPromotes) {
         return Outcome::Failed("this is a standby cluster now".into());
     }
     let by = Deadline(
