@@ -132,7 +132,41 @@ pub fn plan(world: &mut World, seed: u64) {
     }
 }
 
+/// In some runs the disks are looked after, and hang. (HA-314)
+pub fn plan_disks(world: &mut World, seed: u64) {
+    let mut random = Random::new(seed ^ 0xD15C);
+    if !random.percent(8) {
+        return;
+    }
+    world.base.disk_timeout_ms = *random.pick(&[5_000, 15_000]);
+    for _ in 0..random.between(1, 4) {
+        let at = random.between(30, 380) * SECOND;
+        let (chance, lasts) = (random.next(), random.between(3, 90) * SECOND);
+        world.at(at, move |world| world.hang_disk(&mut Random::new(chance), lasts));
+    }
+}
+
 impl World {
+    fn hang_disk(&mut self, random: &mut Random, lasts: u64) {
+        let leader = self.store.leader.as_ref().and_then(|held| self.node_of(&held.name));
+        let node = match leader {
+            Some(leader) if random.percent(60) => leader,
+            Some(_) | None => random.below(self.members() as u64) as usize,
+        };
+        if self.quiet || self.nodes[node].disk_hangs_since.is_some() {
+            return;
+        }
+        self.fault("disk hangs");
+        self.nodes[node].disk_hangs_since = Some(self.now_us);
+        self.nodes[node].server.frozen = self.nodes[node].server.alive();
+        self.nodes[node].failing = 100;
+        self.lasts(lasts, move |world| {
+            world.nodes[node].disk_hangs_since = None;
+            world.nodes[node].failing = 0;
+            world.thaw_postgres(node);
+        });
+    }
+
     /// Nobody can keep two primaries apart whom nothing but the store connects: for as long as the old one
     /// may believe in its lease there may be two. Everything else holds, and after that this, too.
     fn revoke_lease_anyhow(&mut self) {

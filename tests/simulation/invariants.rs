@@ -83,8 +83,9 @@ impl World {
         agent.map_or(self.base.timing, |agent| agent.settings.timing).ttl_ms() * MS
     }
 
-    fn store_kept_its_promise(&self) -> bool {
-        self.watched.revoked_at.is_none_or(|at| at + 45 * SECOND < self.now_us)
+    pub fn store_kept_its_promise(&self) -> bool {
+        let long_ago = self.watched.revoked_at.is_none_or(|at| at + 45 * SECOND < self.now_us);
+        long_ago && self.now_us > self.watched.apart_until
     }
 
     /// INV-2.
@@ -399,9 +400,12 @@ impl World {
                     .is_some_and(|agent| agent.tasks.contains(&"bootstrap"));
                 // What an operator promoted without its watchdog may not stay. (HA-100)
                 let unwatched = self.in_hands(node) && self.watchdog_failed(node);
+                // Nor what reaches its disk no more. (HA-314)
+                let dead_disk = self.nodes[node].disk_hangs_since.is_some();
                 if self.holds_key(node)
                     && !bootstrapping
                     && !unwatched
+                    && !dead_disk
                     // The reserve, what is not believed of a lease, and a clock that is as much off.
                     && left > self.ttl_us(node) / 6 + self.ttl_us(node) / 10 + 2 * SECOND
                 {

@@ -94,6 +94,7 @@ impl Case {
         crate::standby::plan(&mut world, self.seed);
         crate::clocks::plan(&mut world, self.seed);
         faults::plan(&mut world, self.seed);
+        faults::plan_disks(&mut world, self.seed);
         crate::stalls::plan(&mut world, self.seed);
         world.at(0, World::tick);
         world.at(0, World::watch_sessions);
