@@ -2,8 +2,10 @@
 //! Nothing here is a test: a slow machine gives slow numbers, and the ratio is what counts.
 //!
 //! `scripts/bench [--rounds N] [--only hathi-raft|hathi-etcd|patroni-etcd]...`
+//! `scripts/bench --http [--rounds N] [--only hathi|patroni]...`: the REST API alone
 
 mod http;
+mod load;
 mod measure;
 mod table;
 
@@ -29,13 +31,18 @@ const CONTENDERS: [Contender; 3] = [
 async fn main() {
     let mut rounds = 3_usize;
     let mut only: Vec<String> = Vec::new();
+    let mut rest_alone = false;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
-        match (arg.as_str(), args.next()) {
+        match (arg.as_str(), if arg == "--http" { None } else { args.next() }) {
             ("--rounds", Some(n)) => rounds = n.parse().expect("--rounds wants a number"),
             ("--only", Some(name)) => only.push(name),
-            _ => panic!("usage: compare [--rounds N] [--only NAME]..."),
+            ("--http", None) => rest_alone = true,
+            _ => panic!("usage: compare [--http] [--rounds N] [--only NAME]..."),
         }
+    }
+    if rest_alone {
+        return http::compare(rounds, &only).await;
     }
     let hathi = hathi_binary();
     let mut table = table::Table::new(rounds);
@@ -48,6 +55,9 @@ async fn main() {
         measure::all(&mut cluster, contender, rounds, &mut table).await;
     }
     table.print();
+    if only.is_empty() {
+        http::compare(rounds, &only).await;
+    }
 }
 
 /// The timing of a default installation; a primary's crash fails over at once.

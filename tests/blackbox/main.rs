@@ -16,6 +16,7 @@ mod planned;
 mod reload;
 mod standby;
 mod sync;
+mod tags;
 mod watchdog;
 
 use hathi_test_support::{Agent, Cluster, ClusterOptions, Store};

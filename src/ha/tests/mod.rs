@@ -12,5 +12,6 @@ mod requests;
 mod rules;
 mod stage;
 mod standby;
+mod synchronous;
 mod tasks;
 mod watchdog;
