@@ -74,7 +74,7 @@ pub async fn run(
         store::open(&local.dcs, Scope::clone(&local.scope), local.name.clone(), settings.timing)
             .await?;
     let dcs = Measured::of(dcs, meter);
-    let for_core = configuration::for_core(&local, &settings);
+    let for_core = configuration::for_core(&local, &settings, configuration::Leases::of(&*dcs));
     publisher.change(|snapshot| snapshot.set_settings(&for_core, dynamic.clone()));
     let watchdog = watchdog(&local, settings.timing);
     let in_use = {

@@ -11,8 +11,10 @@ pub type Parameters = BTreeMap<String, String>;
 /// The settings in force, made by [`super::effective`] at each change of the dynamic document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Already adjusted. (CFG-037)
+    /// Already adjusted, as where members of Patroni's may be. (CFG-037)
     pub timing: Timing,
+    /// As the document has it: members of ours alone may agree on a shorter `ttl`. (HA-324)
+    pub wished_timing: Timing,
     /// Bytes a replica may miss and still win an automatic failover. (CFG-263)
     pub maximum_lag_on_failover: u64,
     /// Bytes; zero or less: off. (CFG-264)

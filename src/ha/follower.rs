@@ -53,6 +53,12 @@ pub async fn follow(turn: &mut Turn<'_>, leader: &MemberName) -> Decided {
 
 /// Takes this place: asks whether it can, and changes what PostgreSQL streams from.
 pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
+    if let Server::Silent(why) = &turn.pg.server {
+        // Nobody knows what it is now; an operator may have promoted it in a pause. (HA-017)
+        let why = format!("PostgreSQL does not answer: {why}");
+        turn.because("HA-017", why);
+        return Decided::line(format!("postgres communication error; I am ({})", turn.me()));
+    }
     let told_another = turn.pg.role != place.role;
     if told_another && !turn.pg.is_primary {
         turn.ports.postgres.set_role(place.role);

@@ -304,6 +304,7 @@ fn loss_means(kind: Kind) -> OnLoss {
         | Kind::Demote
         | Kind::Rewind
         | Kind::SingleUser
+        | Kind::CopySlots
         | Kind::Restart { primary: false } => OnLoss::GoesOn,
     }
 }

@@ -133,8 +133,12 @@ pub struct Memory {
     pub task: Option<Running>,
     /// The version of `/config` that was applied or refused last. (HA-019)
     pub config_seen: Option<Version>,
+    /// Every member of the last view lives with a short ttl. (HA-324)
+    pub short_ttl: bool,
     /// When each member slot was last wanted for a living member. (DCS-061)
     pub slots_seen: BTreeMap<String, Millis>,
+    /// In this life of the server its slots were looked at for those that nobody knows. (PG-267)
+    pub slots_judged: Option<String>,
     /// The timeline of the leader we followed last; a higher one asks for a rewind check. (HA-125)
     pub leader_timeline: Timeline,
     /// This standby does not stream from its upstream; when that was noticed, or asked about last.

@@ -29,6 +29,7 @@ pub enum Kind {
     Demote,
     Rewind,
     SingleUser,
+    CopySlots,
     Restart { primary: bool },
 }
 
@@ -45,6 +46,7 @@ impl Kind {
             | Self::Follow
             | Self::Rewind
             | Self::SingleUser
+            | Self::CopySlots
             | Self::Restart { primary: false } => false,
         }
     }
@@ -104,6 +106,11 @@ pub enum Task {
     },
     /// (HA-044)
     SingleUser,
+    /// Logical slots that only the leader has; the server stops and starts for it. (HA-016, PG-272)
+    CopySlots {
+        source: Upstream,
+        names: Vec<String>,
+    },
     /// An operator's restart; the start is waited for so long. (PG-060)
     Restart {
         how: Start,
@@ -141,6 +148,7 @@ impl Task {
             Self::Demote(Demotion::Cluster) => "demoting to a standby cluster",
             Self::Demote(_) => "demote",
             Self::Rewind { .. } => "running pg_rewind",
+            Self::CopySlots { .. } => "copy_logical_slots",
             Self::SingleUser => "doing crash recovery in a single user mode",
             Self::Restart { .. } => "restart",
         }
@@ -159,6 +167,7 @@ impl Task {
             | Self::Promote
             | Self::Demote(_)
             | Self::Rewind { .. }
+            | Self::CopySlots { .. }
             | Self::SingleUser => false,
         }
     }
@@ -173,6 +182,7 @@ impl Task {
             Self::Demote(_) => Kind::Demote,
             Self::Rewind { .. } => Kind::Rewind,
             Self::SingleUser => Kind::SingleUser,
+            Self::CopySlots { .. } => Kind::CopySlots,
             Self::Restart { how, .. } => Kind::Restart { primary: *how == Start::AsPrimary },
         }
     }
@@ -236,9 +246,16 @@ pub async fn run(task: Task, context: Context) -> Report {
         Task::Demote(how) => demote(&context, how).await,
         Task::Rewind { source, stop_first } => rewind(&context, &source, stop_first).await,
         Task::SingleUser => done(context.ports.postgres.recover_in_single_user_mode().await),
+        Task::CopySlots { source, names } => copy_slots(&context, &source, &names).await,
         Task::Restart { how, timeout_ms } => restart::run(&context, how, timeout_ms).await,
     };
     Report { kind, outcome }
+}
+
+/// HA-016: a standby restarts for it, so no commit may wait for it meanwhile. (HA-197)
+async fn copy_slots(context: &Context, source: &Upstream, names: &[String]) -> Outcome {
+    member::leave_duty(&context.ports).await;
+    done(context.ports.postgres.copy_logical_slots(source, names).await)
 }
 
 fn done(result: Result<(), PgError>) -> Outcome {

@@ -144,6 +144,7 @@ fn slot(value: &Value) -> Option<Slot> {
         name: value.get("name")?.as_str()?.to_owned(),
         active: value.get("active")?.as_bool()?,
         restart_lsn: value.get("restart_lsn").and_then(Value::as_str).and_then(Lsn::parse),
+        ..Slot::default()
     })
 }
 
@@ -172,10 +173,7 @@ mod tests {
     #[test]
     fn slots_without_a_position_are_kept() {
         let json = serde_json::json!({"name": "beta", "active": false, "restart_lsn": null});
-        assert_eq!(
-            slot(&json),
-            Some(Slot { name: "beta".into(), active: false, restart_lsn: None })
-        );
+        assert_eq!(slot(&json), Some(Slot { name: "beta".into(), ..Slot::default() }));
         assert_eq!(slot(&Value::Null), None);
     }
 }

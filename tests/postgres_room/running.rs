@@ -8,7 +8,7 @@ use hathi::ha::ports::{
 use hathi_dcs::{Deadline, Role, State};
 use std::time::{Duration, Instant};
 
-/// Proves PG-041, PG-043, PG-044, PG-047: the steps come in order, and soon.
+/// Proves HA-107, PG-041, PG-043, PG-044, PG-047: the steps come in order, and soon.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fast_stop_tells_its_steps() {
     let node = Node::primary("alpha").await;
@@ -122,7 +122,7 @@ async fn a_running_server_is_adopted() {
     assert!(!second.pg.observe(within(5)).await.alive);
 }
 
-/// Proves PG-311 and the promise of the port: a frozen server costs the deadline, never more.
+/// Proves HA-025, PG-311 and the promise of the port: a frozen server costs the deadline, never more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_server_is_silent_in_time() {
     let node = Node::primary("alpha").await;

@@ -11,7 +11,7 @@ const fn kind(name: &'static str, weight: u64, strike: fn(&mut World, &mut Strik
 
 /// Drawn for a few runs only, and once in each.
 pub const FOREIGN_DATA: Kind = kind("another cluster's data directory", 0, |world, _| {
-    world.bring_foreign_data(world.nodes.len() - 1);
+    world.bring_foreign_data(world.members() - 1);
 });
 
 pub const FAULTS: &[Kind] = &[
@@ -102,14 +102,14 @@ pub const FAULTS: &[Kind] = &[
     }),
     kind("everything stopped", 2, |world, it| {
         world.fault("everything stopped");
-        for node in 0..world.nodes.len() {
+        for node in 0..world.members() {
             let back = it.either + it.random.below(3_000) * MS;
             world.stop_for(node, back);
         }
     }),
     kind("everything killed", 2, |world, it| {
         world.fault("everything killed");
-        for node in 0..world.nodes.len() {
+        for node in 0..world.members() {
             let back = it.either + it.random.below(3_000) * MS;
             world.crash_agent_silently(node, back);
             world.pg_die(node, "power");
@@ -123,7 +123,7 @@ impl World {
     fn cut_link(&mut self, it: &mut Strike, both: bool) {
         let node = it.node;
         let other =
-            (node + 1 + it.random.below(self.nodes.len() as u64 - 1) as usize) % self.nodes.len();
+            (node + 1 + it.random.below(self.members() as u64 - 1) as usize) % self.members();
         self.links[node][other] = false;
         self.links[other][node] &= !both;
         self.watched.network_since = self.now_us;
@@ -159,7 +159,7 @@ impl World {
         self.fault(name);
         self.store.up = false;
         self.store.refuses = random.percent(30);
-        for node in 0..self.nodes.len() {
+        for node in 0..self.members() {
             self.store_link_changed(node);
         }
         let extends = random.percent(self.store.kind.row.extends_percent);
@@ -172,7 +172,7 @@ impl World {
                     ends.until = ends.until.max(now + ends.length);
                 }
             }
-            for node in 0..world.nodes.len() {
+            for node in 0..world.members() {
                 world.store_link_changed(node);
             }
         });
@@ -254,10 +254,9 @@ impl World {
         self.store.lose_requests = 0;
         self.store.lose_answers = 0;
         self.store.slow_ms = 0;
-        for node in 0..self.nodes.len() {
-            for other in 0..self.nodes.len() {
-                self.links[node][other] = true;
-            }
+        self.links.iter_mut().flatten().for_each(|link| *link = true);
+        self.mend_remote();
+        for node in 0..self.members() {
             let machine = &mut self.nodes[node];
             machine.slow = 1;
             machine.failing = 0;

@@ -189,7 +189,7 @@ impl World {
         if !self.watchdogs.required() {
             return;
         }
-        for node in 0..self.nodes.len() {
+        for node in 0..self.members() {
             let leads = self.nodes[node].server.writable()
                 && self.is_healthy(node, 30 * SECOND)
                 && !self.in_hands(node)
@@ -226,6 +226,7 @@ impl Driver for Machine {
         // It counts since now, and for how long is said at once.
         device.timeout = 60;
         device.epoch += 1;
+        device.resets_at = None;
         world.say(self.node, 29, |_| "watchdog armed".into());
         Ok(Box::new(Opened { world: self.world.clone(), node: self.node }))
     }
@@ -234,6 +235,11 @@ impl Driver for Machine {
         let world = self.world.upgrade()?;
         let world = world.lock().unwrap();
         world.watchdogs.devices[self.node].missing.then(|| "/dev/watchdog: no such file".into())
+    }
+
+    fn counts_on(&self, _: &Settings) -> bool {
+        let Some(world) = self.world.upgrade() else { return false };
+        world.lock().unwrap().watchdogs.devices[self.node].resets_at.is_some()
     }
 }
 

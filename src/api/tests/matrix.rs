@@ -351,7 +351,7 @@ fn primary_means_that_writes_are_served() {
     assert_eq!(code(&frozen, "/health", ""), 503);
 }
 
-/// Proves REST-065, REST-066.
+/// Proves REST-065, REST-066, HA-027.
 #[test]
 fn probes_follow_the_loop_not_postgresql() {
     let now = boottime();

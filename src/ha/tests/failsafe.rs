@@ -310,7 +310,7 @@ fn outside_the_map_nobody_races() {
     scene.turn();
     let mut off = scene.set(|script| script.settings.failsafe_mode = false);
     assert!(off.turn().fired("HA-092"), "who is cut off does not know yet that it is off");
-    assert!(off.later(31_000).turn().did("acquire"));
+    assert!(off.later(31_600).turn().did("acquire"));
 }
 
 /// Proves HA-323: a young agent does not know what its former life promised.

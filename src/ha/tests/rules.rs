@@ -184,6 +184,17 @@ fn the_race_can_be_told_to_wait() {
     let asked = patient(Scene::leaderless())
         .set(|script| script.view.failover = Some(Stored { value, version: Version(1) }));
     assert!({ asked }.turn().did("acquire"));
+    // A switchover to nobody in particular: the former leader was told to stop.
+    let mut value = Failover { leader: Some("b".into()), ..Failover::default() };
+    let asked = |value: Failover| {
+        patient(Scene::leaderless())
+            .set(|script| script.view.failover = Some(Stored { value, version: Version(1) }))
+    };
+    let came = asked(value.clone()).turn();
+    assert!(came.did("acquire") && !came.fired("CFG-420"), "{came:?}");
+    let later = super::stage::WALL + 60_000;
+    value.scheduled_at = chrono::DateTime::from_timestamp_millis(later).map(|at| at.fixed_offset());
+    assert!(asked(value).turn().fired("CFG-420"), "the switchover is not due yet");
     let primary = patient(Scene::leaderless()).set(|script| {
         script.pg.server = Server::Primary { timeline: Timeline(1), lsn: Lsn(1) };
         script.pg.is_primary = true;
@@ -327,4 +338,29 @@ fn a_bootstrap_that_was_taken_over_ends() {
     let did = |what: &str| done.iter().any(|done| done.starts_with(what));
     assert!(did("initialize \"7711467298858918990\" Version(Version(4))"), "{done:?}");
     assert!(did("set aside") && !did("delete initialize") && !did("take"), "{done:?}");
+}
+
+/// Proves HA-324: a short ttl is in force while every member says that it lives with one.
+#[test]
+fn a_short_ttl_is_agreed_on() {
+    let short = |script: &mut super::stage::Script| {
+        script.settings.short_ttl = true;
+        for member in &mut script.view.members {
+            member.data.short_ttl = true;
+        }
+    };
+    let came = Scene::replica().turn();
+    assert!(!came.did("short ttl"), "nobody wants it");
+    let mut scene = Scene::replica().set(short);
+    let came = scene.turn();
+    assert!(came.did("short ttl true") && came.fired("HA-324"), "{came:?}");
+    assert!(came.done.iter().any(|done| done.contains(r#""short_ttl":true"#)), "{:?}", came.done);
+    assert!(!scene.turn().did("short ttl"), "once");
+    // A member of Patroni's joins.
+    let mut scene = scene.set(|script| script.view.members[2].data.short_ttl = false);
+    let came = scene.turn();
+    assert!(came.did("short ttl false"), "{came:?}");
+    assert_eq!(scene.facts().0.timing.ttl, 20);
+    let mut alone = Scene::replica().set(|script| script.settings.short_ttl = true);
+    assert!(!alone.turn().did("short ttl"), "the others do not say so");
 }

@@ -1,147 +1,150 @@
-//! Whom a primary chooses as synchronous standbys, and whose word counts.
+//! Synchronous replication, one turn at a time. What is safe in which order is shown for every state in
+//! `ha::sync::exhaustive`. (section 12 of docs/spec/ha-loop.md)
 
-use super::stage::{Scene, member};
-use crate::ha::ports::{Commit, Observation, Sender, Server};
-use crate::ha::settings::{Settings, SynchronousMode};
-use crate::ha::sync::candidates::{choose, confirmed};
-use hathi_dcs::{ClusterView, Lsn, Timeline};
+use super::stage::{Came, Scene, Script, standby};
+use crate::ha::ports::{Commit, Replication, Sender};
+use crate::ha::settings::{Synchronous, SynchronousMode};
+use hathi_dcs::{DcsError, Failover, Lsn, MemberName, Millis, Stored, Sync, Version};
 
-/// A primary at 1000 with these members beside it: name, tags, and how far it flushed (`None`: it does
-/// not stream).
-struct Case {
-    settings: Settings,
-    view: ClusterView,
-    pg: Observation,
+fn mode(mode: SynchronousMode, strict: bool) -> impl FnOnce(&mut Script) {
+    move |script: &mut Script| {
+        script.settings.synchronous = Synchronous { mode, strict, node_count: 1, maximum_lag: -1 };
+    }
 }
 
-fn sender(name: &str, lsn: u64) -> Sender {
+fn receives(name: &str, lsn: u64) -> Sender {
     Sender {
         name: name.into(),
         streaming: true,
-        sync_state: "async".to_owned(),
-        written: Lsn(lsn + 20),
+        sync_state: "async".into(),
+        written: Lsn(lsn),
         flushed: Lsn(lsn),
-        replayed: Lsn(lsn - 20),
+        replayed: Lsn(lsn),
     }
 }
 
-impl Case {
-    fn new(members: &[(&str, &str, Option<u64>)]) -> Self {
-        let scene = Scene::leader();
-        let (mut settings, mut pg) = scene.facts();
-        settings.synchronous.mode = SynchronousMode::Priority;
-        settings.synchronous.node_count = 9;
-        settings.synchronous.maximum_lag = -1;
-        pg.server = Server::Primary { timeline: Timeline(1), lsn: Lsn(1000) };
-        pg.replication.senders.clear();
-        let mut view = scene.view();
-        view.members.clear();
-        for (name, tags, lsn) in members {
-            let record = format!(r#"{{"state":"running","role":"replica","tags":{tags}}}"#);
-            view.members.push(member(name, &record));
-            pg.replication.senders.extend(lsn.map(|lsn| sender(name, lsn)));
-        }
-        Self { settings, view, pg }
-    }
-
-    fn sender(&mut self, name: &str) -> &mut Sender {
-        let mut all = self.pg.replication.senders.iter_mut();
-        all.find(|sender| sender.name.as_str() == name).expect("it streams")
-    }
-
-    fn chosen(&self) -> String {
-        let chosen = choose(&self.settings, &self.view, &self.pg);
-        chosen.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" ")
-    }
+/// a leads; b streams from it and has everything.
+fn with_standby(scene: Scene) -> Scene {
+    scene.set(|script| {
+        script.pg.replication = Replication {
+            names: String::new(),
+            commit: Commit::Flushed,
+            senders: vec![receives("b", 1000)],
+        };
+    })
 }
 
-/// Proves PG-283: who streams, by whatever spelling of its name, is a running member, wants the duty,
-/// is not this primary, and does not belong behind another one.
+fn record(leader: &str, voters: &[&str], version: u64) -> Option<Stored<Sync>> {
+    let voters = voters.iter().map(|name| MemberName::from(*name)).collect();
+    let value = Sync { leader: Some(leader.into()), quorum: 0, voters };
+    Some(Stored { value, version: Version(version) })
+}
+
+fn order(came: &Came) -> Vec<&str> {
+    let all = came.done.iter().map(String::as_str);
+    all.filter(|done| done.starts_with("sync ") || done.starts_with("names ")).collect()
+}
+
+/// Proves HA-098 (the order): first the record says who leads, then commits wait for the standby, then
+/// the record names it. Proves HA-093 as ours has it: the turns after a promotion go on at once.
 #[test]
-fn candidates_are_running_members_that_stream() {
-    let mut case = Case::new(&[
-        ("a", "{}", Some(1000)),
-        ("b", "{}", Some(900)),
-        ("Cc", "{}", Some(890)),
-        ("d", r#"{"nosync":true}"#, Some(880)),
-        ("e", r#"{"sync_priority":0}"#, Some(870)),
-        ("f", r#"{"replicatefrom":"b"}"#, Some(860)),
-        ("g", r#"{"replicatefrom":"nobody"}"#, Some(850)),
-        ("h", r#"{"replicatefrom":"h"}"#, Some(840)),
-        ("i", "{}", None),
-    ]);
-    case.sender("Cc").name = "cC".into();
-    case.pg.replication.senders.push(sender("stranger", 1000));
-    assert_eq!(case.chosen(), "b Cc g h");
-    case.sender("g").streaming = false;
-    let starting = member("h", r#"{"state":"starting","role":"replica"}"#);
-    case.view.members.iter_mut().filter(|one| one.name.as_str() == "h").for_each(|one| {
-        *one = starting.clone();
+fn a_standby_is_added() {
+    let mut scene = with_standby(Scene::leader()).set(mode(SynchronousMode::Priority, false));
+    scene.memory.sync.promoted_at = Some(Millis(999_000));
+    let came = scene.turn();
+    let done = order(&came);
+    assert_eq!(done.len(), 3, "{done:?}");
+    assert!(done[0].contains(r#""sync_standby":null"#) && done[0].ends_with("Absent"), "{done:?}");
+    assert_eq!(done[1], "names b");
+    assert!(done[2].contains(r#""sync_standby":"b""#), "{done:?}");
+    assert!(order(&scene.turn()).is_empty(), "there is nothing more to do");
+}
+
+/// Proves HA-214: strict mode without a standby lets no commit be confirmed by nobody.
+#[test]
+fn strict_without_a_standby_waits_for_anybody() {
+    for (strict, names) in [(true, Some("names *")), (false, None)] {
+        for which in [SynchronousMode::Priority, SynchronousMode::Quorum] {
+            let came = Scene::leader().set(mode(which, strict)).turn();
+            let last = order(&came).into_iter().find(|done| done.starts_with("names"));
+            assert_eq!(last, names, "{which:?} strict {strict}: {came:?}");
+        }
+    }
+}
+
+/// Proves HA-310: version 0 is a version, and a write that met another one is tried once more in the
+/// same turn, after a fresh look.
+#[test]
+fn a_refused_record_is_looked_at_again() {
+    let version_0 =
+        with_standby(Scene::leader()).set(mode(SynchronousMode::Priority, false)).set(|script| {
+            script.view.sync = record("c", &[], 0);
+        });
+    let came = { version_0 }.turn();
+    assert!(order(&came)[0].ends_with("Version(Version(0))"), "{came:?}");
+    for (conflicts, writes_names) in [(1, true), (2, false)] {
+        let came = with_standby(Scene::leader())
+            .set(mode(SynchronousMode::Priority, false))
+            .set(|script| script.sync_conflicts = conflicts)
+            .turn();
+        assert_eq!(came.did("names b"), writes_names, "{conflicts}: {came:?}");
+        assert_eq!(came.fired("HA-213"), !writes_names, "a refused write ends the pass: {came:?}");
+    }
+}
+
+/// Proves HA-213: a pass ends before any step when its time is over, and when `/sync` cannot be written;
+/// the next turn goes on.
+#[test]
+fn a_pass_has_its_time() {
+    let slow = with_standby(Scene::leader())
+        .set(mode(SynchronousMode::Priority, false))
+        .set(|script| script.takes = [("sync ", 7_600)].into());
+    let came = { slow }.turn();
+    assert_eq!(order(&came).len(), 1, "{came:?}");
+    assert!(came.fired("HA-213") && came.again_at.is_some(), "{came:?}");
+    let refused = with_standby(Scene::leader())
+        .set(mode(SynchronousMode::Priority, false))
+        .set(|script| script.sync = Err(DcsError::unreachable("store", 1, "no answer")));
+    let came = { refused }.turn();
+    assert!(came.fired("HA-213") && !came.did("names"), "{came:?}");
+}
+
+/// Proves HA-212: what cannot be reckoned with applies nothing at all.
+#[test]
+fn more_members_than_can_be_reckoned_with() {
+    let crowd =
+        with_standby(Scene::leader()).set(mode(SynchronousMode::Quorum, false)).set(|script| {
+            let names: Vec<String> = (0..140).map(|n| format!("m{n}")).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            script.view.sync = record("a", &names, 1);
+        });
+    let came = { crowd }.turn();
+    assert!(came.fired("HA-212") && order(&came).is_empty(), "{came:?}");
+    assert!(came.task.is_none(), "and demotes nobody");
+}
+
+/// Proves HA-198: without a confirmed standby the primary alone may lead again; only an operator's
+/// failover says otherwise.
+#[test]
+fn nobody_takes_over_from_a_primary_alone() {
+    let alone = || {
+        Scene::leaderless().set(mode(SynchronousMode::Priority, false)).set(|script| {
+            script.view.sync = record("b", &[], 3);
+            script.probes.remove("b");
+        })
+    };
+    let came = alone().turn();
+    assert!(came.fired("HA-094") && !came.did("acquire"), "{came:?}");
+    let asks = |leader: Option<&str>| {
+        let leader = leader.map(MemberName::from);
+        let value = Failover { leader, candidate: Some("a".into()), scheduled_at: None };
+        alone().set(|script| script.view.failover = Some(Stored { value, version: Version(1) }))
+    };
+    assert!(asks(None).turn().did("acquire"), "the operator's word");
+    assert!(!asks(Some("b")).turn().did("acquire"), "a switchover loses nothing");
+    let back = alone().set(|script| {
+        script.view.sync = record("a", &[], 3);
+        script.pg.server = standby(1000);
     });
-    assert_eq!(case.chosen(), "b Cc");
-    // Whom it belongs behind does not stream: here it may as well serve.
-    case.sender("b").streaming = false;
-    assert_eq!(case.chosen(), "Cc f");
-}
-
-/// Proves PG-283 (which position counts), PG-285: of those that are named, who has the log up to the
-/// mark, by what a commit waits for.
-#[test]
-fn a_word_counts_by_what_commits_wait_for() {
-    let mut case = Case::new(&[("b", "{}", Some(900)), ("c", "{}", Some(910))]);
-    for (commit, b, c) in
-        [(Commit::Written, 920, 930), (Commit::Flushed, 900, 910), (Commit::Replayed, 880, 890)]
-    {
-        case.pg.replication.commit = commit;
-        let count = |case: &Case, mark: u64| confirmed(&case.pg, Lsn(mark)).len();
-        assert_eq!(count(&case, 0), 0, "nobody is named");
-        for state in ["sync", "quorum"] {
-            case.sender("b").sync_state = state.to_owned();
-            case.sender("c").sync_state = state.to_owned();
-            let seen = [b, b + 1, c, c + 1].map(|mark| count(&case, mark));
-            assert_eq!(seen, [2, 1, 1, 0], "{commit:?} {state}");
-        }
-        case.sender("c").sync_state = "potential".to_owned();
-        assert_eq!(count(&case, 0), 1);
-        case.sender("b").streaming = false;
-        assert_eq!(count(&case, 0), 0);
-        case.sender("b").streaming = true;
-        for name in ["b", "c"] {
-            case.sender(name).sync_state = "async".to_owned();
-        }
-    }
-}
-
-/// Proves PG-284, CFG-264: by priority, then by the duty they have, then by position; who never becomes
-/// leader comes last, who lags too far does not come at all.
-#[test]
-fn the_best_candidates_come_first() {
-    let mut case = Case::new(&[
-        ("b", "{}", Some(900)),
-        ("c", "{}", Some(950)),
-        ("d", "{}", Some(940)),
-        ("e", r#"{"sync_priority":5}"#, Some(800)),
-        ("f", r#"{"sync_priority":9,"nofailover":true}"#, Some(999)),
-    ]);
-    assert_eq!(case.chosen(), "e c d b f");
-    case.sender("b").sync_state = "sync".to_owned();
-    case.sender("d").sync_state = "potential".to_owned();
-    assert_eq!(case.chosen(), "e b d c f");
-    case.settings.synchronous.node_count = 2;
-    assert_eq!(case.chosen(), "e b");
-    case.settings.synchronous.mode = SynchronousMode::Quorum;
-    assert_eq!(case.chosen(), "e b d c", "all that may lead");
-    case.settings.synchronous.node_count = 9;
-
-    case.settings.synchronous.mode = SynchronousMode::Priority;
-    for (most, left) in [(199, "e b d c f"), (198, "b d c f"), (59, "d c f"), (0, "e b d c f")] {
-        case.settings.synchronous.maximum_lag = most;
-        assert_eq!(case.chosen(), left, "behind the best by {most} at most");
-    }
-    // Alone, there is only the primary to compare with.
-    let mut alone = Case::new(&[("b", "{}", Some(900))]);
-    for (most, left) in [(100, "b"), (99, "")] {
-        alone.settings.synchronous.maximum_lag = most;
-        assert_eq!(alone.chosen(), left);
-    }
+    assert!({ back }.turn().did("acquire"), "the primary of then");
 }
