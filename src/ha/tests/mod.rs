@@ -3,6 +3,7 @@
 //! The stage is scripted, not modelled: every port gives the answer the row says. What a whole
 //! cluster makes of the decisions is the simulator's question (tests/simulation).
 
+mod candidates;
 mod decisions;
 mod failsafe;
 mod operator;
@@ -12,6 +13,5 @@ mod requests;
 mod rules;
 mod stage;
 mod standby;
-mod synchronous;
 mod tasks;
 mod watchdog;
