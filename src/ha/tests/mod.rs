@@ -14,7 +14,6 @@ mod rules;
 mod slots;
 mod stage;
 mod standby;
-mod synchronous;
 mod tasks;
 mod watchdog;
 mod wheel;
