@@ -1,6 +1,8 @@
 //! The one query of a turn, and what its row says. (PG-300 … PG-313)
 
-use crate::ha::ports::{Commit, Replication, Sender, Server, ServerDetails, Slot, Standby};
+use crate::ha::ports::{
+    Commit, LogicalSlot, Replication, Sender, Server, ServerDetails, Slot, Standby,
+};
 use hathi_dcs::{Lsn, MemberName, Timeline};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -26,8 +28,11 @@ SELECT pg_is_in_recovery() AS in_recovery,
  current_setting('archive_mode') AS archive_mode,
  current_setting('synchronous_standby_names') AS sync_names,
  current_setting('synchronous_commit') AS sync_commit,
- (SELECT json_agg(json_build_object('name', slot_name, 'active', active, 'restart_lsn', restart_lsn::text))
-    FROM pg_get_replication_slots() WHERE slot_type = 'physical' AND NOT temporary) AS slots,
+ (SELECT json_agg(json_build_object('name', s.slot_name, 'active', s.active, 'restart_lsn', s.restart_lsn::text,
+    'type', s.slot_type, 'plugin', s.plugin, 'database', d.datname, 'confirmed', s.confirmed_flush_lsn::text,
+    'lost', s.wal_status = 'lost'))
+    FROM pg_get_replication_slots() s LEFT JOIN pg_database d ON d.oid = s.datoid
+    WHERE NOT s.temporary AND to_jsonb(s) ->> 'failover' IS DISTINCT FROM 'true') AS slots,
  (SELECT json_agg(json_build_object('usename', usename, 'application_name', application_name,
     'client_addr', client_addr, 'state', state, 'sync_state', sync_state, 'sync_priority', sync_priority,
     'written', write_lsn::text, 'flushed', flush_lsn::text, 'replayed', replay_lsn::text))
@@ -139,12 +144,20 @@ fn sender(row: &mut Value) -> Option<Sender> {
     })
 }
 
+/// Temporary slots, and those that PostgreSQL 17 keeps in step by itself, are not asked for. (PG-268)
 fn slot(value: &Value) -> Option<Slot> {
+    let text = |key: &str| value.get(key).and_then(Value::as_str);
+    let logical = (text("type") == Some("logical")).then(|| LogicalSlot {
+        database: text("database").unwrap_or_default().to_owned(),
+        plugin: text("plugin").unwrap_or_default().to_owned(),
+        confirmed: text("confirmed").and_then(Lsn::parse).unwrap_or_default(),
+    });
     Some(Slot {
-        name: value.get("name")?.as_str()?.to_owned(),
+        name: text("name")?.to_owned(),
         active: value.get("active")?.as_bool()?,
-        restart_lsn: value.get("restart_lsn").and_then(Value::as_str).and_then(Lsn::parse),
-        ..Slot::default()
+        restart_lsn: text("restart_lsn").and_then(Lsn::parse),
+        logical,
+        lost: value.get("lost").and_then(Value::as_bool).unwrap_or(false),
     })
 }
 
@@ -175,5 +188,17 @@ mod tests {
         let json = serde_json::json!({"name": "beta", "active": false, "restart_lsn": null});
         assert_eq!(slot(&json), Some(Slot { name: "beta".into(), ..Slot::default() }));
         assert_eq!(slot(&Value::Null), None);
+        let json = serde_json::json!({"name": "cdc", "active": true, "restart_lsn": "0/10", "lost": true,
+            "type": "logical", "database": "app", "plugin": "pgoutput", "confirmed": "0/20"});
+        let logical =
+            LogicalSlot { database: "app".into(), plugin: "pgoutput".into(), confirmed: Lsn(32) };
+        let expected = Slot {
+            name: "cdc".into(),
+            active: true,
+            restart_lsn: Some(Lsn(16)),
+            logical: Some(logical),
+            lost: true,
+        };
+        assert_eq!(slot(&json), Some(expected));
     }
 }

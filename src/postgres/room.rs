@@ -90,6 +90,7 @@ pub struct Inner {
     pub(super) joining: AtomicBool,
     pub(super) fresh: Mutex<Option<super::observe::SharedLook>>,
     pub(super) managed: Mutex<super::synchronous::Managed>,
+    pub(super) logical: Mutex<super::logical_slots::Logical>,
 }
 
 /// The local PostgreSQL. Clones are the same server.
@@ -140,6 +141,7 @@ impl LocalPostgres {
             joining: AtomicBool::new(false),
             fresh: Mutex::new(None),
             managed: Mutex::default(),
+            logical: Mutex::default(),
         }))
     }
 

@@ -14,6 +14,7 @@ mod outage;
 mod pause;
 mod planned;
 mod reload;
+mod slots;
 mod standby;
 mod sync;
 mod tags;

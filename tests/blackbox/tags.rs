@@ -72,7 +72,7 @@ async fn replicas_stream_from_where_they_are_told_to() {
     cluster.tag(1, &json!({"clonefrom": true})).await;
     let names: Vec<String> = cluster.nodes.iter().map(|node| node.name.clone()).collect();
 
-    cluster.change_file(2, &json!({"tags": {"replicatefrom": names[1]}}));
+    cluster.change_file(2, |file| file["tags"] = json!({"replicatefrom": names[1]}));
     cluster.start_agent(2);
     says(&cluster, 1, READERS, &names[2]).await;
     says(&cluster, 0, READERS, &names[1]).await;

@@ -474,13 +474,16 @@ impl Cluster {
         .await
     }
 
-    /// Lays `change` over the file of node `i`; a running agent hears of it by SIGHUP.
-    pub fn change_file(&self, i: usize, change: &Value) {
+    /// Changes the file of node `i`, as a whole; a running agent hears of it by SIGHUP.
+    pub fn change_file(&self, i: usize, change: impl FnOnce(&mut Value)) {
         let file = self.nodes[i].yaml();
         let text = std::fs::read_to_string(&file).expect("the node's file");
         let mut whole = serde_json::from_str(&text).expect("JSON");
-        yaml::merge(&mut whole, change);
-        std::fs::write(&file, whole.to_string()).expect("the node's file");
+        change(&mut whole);
+        let new = file.with_extension("new");
+        std::fs::write(&new, whole.to_string()).expect("the node's file");
+        osuser::give(&new);
+        std::fs::rename(&new, &file).expect("the node's file");
         if self.nodes[i].agent_pid().is_some() {
             self.signal_agent(i, Signal::HUP);
         }
@@ -489,8 +492,7 @@ impl Cluster {
     /// Gives node `i` exactly these tags, by its file and SIGHUP, and waits until all running agents
     /// know of them.
     pub async fn tag(&self, i: usize, tags: &Value) {
-        self.change_file(i, &json!({"tags": null}));
-        self.change_file(i, &json!({"tags": tags}));
+        self.change_file(i, |file| file["tags"] = tags.clone());
         let name = self.nodes[i].name.as_str();
         for node in (0..self.nodes.len()).filter(|node| self.nodes[*node].process.is_some()) {
             self.wait("the tags on every member", Duration::from_secs(15), || async {
