@@ -62,8 +62,8 @@ impl LocalPostgres {
             let sql = format!("SELECT pg_create_logical_replication_slot({name}, {plugin})");
             return session.run(&sql, by).await;
         };
-        let moved = session.run(&format!("SELECT pg_replication_slot_advance({name}, '{to}')"), by);
-        let Err(why) = moved.await else { return Ok(()) };
+        let sql = format!("SELECT pg_replication_slot_advance({name}, '{to}')");
+        let Err(why) = session.run(&sql, by).await else { return Ok(()) };
         // The log it needs is not here, or it cannot be used at all: a fresh copy is needed. (PG-273)
         if matches!(why.code(), Some("58P01" | "55000")) {
             lock(&self.logical).unfit.insert(todo.name.clone(), boottime());
