@@ -24,6 +24,8 @@ fn primary() -> Snapshot {
         system_id: None,
         slots: Vec::new(),
         replication: Default::default(),
+        fast_stop_ms: None,
+        disk_stalls_ms: 0,
         pending_restart: BTreeMap::new(),
         details: Some(ServerDetails {
             postmaster_start_time: "2026-11-23 20:35:41.444611+00".to_owned(),

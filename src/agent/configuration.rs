@@ -177,6 +177,8 @@ pub fn for_core(local: &Local, now: &Settings, leases: Leases) -> ha::settings::
         primary_stop_timeout: now.primary_stop_timeout,
         primary_restart_limit: now.primary_restart_limit,
         primary_race_backoff: now.primary_race_backoff,
+        reinitialize_without_log: now.postgresql.reinitialize_without_wal,
+        disk_timeout_ms: u64::from(now.primary_disk_timeout) * 1000,
         slots: permanent_slots(now).0,
         ignore_slots: now.ignore_slots.iter().map(ha::settings::IgnoredSlot::parse).collect(),
     }

@@ -234,6 +234,8 @@ fn first_snapshot(local: &Local) -> Snapshot {
         can_rewind: false,
         is_primary: false,
         replication: Default::default(),
+        fast_stop_ms: None,
+        disk_stalls_ms: 0,
     };
     Snapshot::new(local.name.clone(), local.scope.scope(), nothing)
 }

@@ -72,6 +72,7 @@ fn settings(root: &Reader<'_>, local: &Reader<'_>) -> Settings {
             .integer_u32(0),
         primary_race_backoff: root.get("primary_race_backoff").integer_u32(0),
         primary_restart_limit: root.get("primary_restart_limit").integer_u32(0),
+        primary_disk_timeout: root.get("primary_disk_timeout").integer_u32(0),
         // (CFG-282)
         synchronous_mode: match standby_cluster {
             Some(_) => SynchronousMode::Off,

@@ -5,7 +5,7 @@ use crate::ha::memory::Rewind;
 use crate::ha::ports::{FollowChange, Server, Upstream};
 use crate::ha::recovery::rewind_if_needed;
 use crate::ha::standby;
-use crate::ha::task::{Demotion, Task};
+use crate::ha::task::{Demotion, Renewal, Task};
 use crate::ha::turn::{Decided, Turn};
 use hathi_dcs::{Deadline, MemberName, Role};
 
@@ -86,6 +86,9 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
                 // remote primary of another site may be away for long.
                 Server::Standby(standby) if !standby.streaming && !standby.from_archive => {
                     ask_again_while_it_does_not_stream(turn);
+                    if let Some(decided) = without_its_log(turn, &upstream, place.leader.as_ref()) {
+                        return decided;
+                    }
                     let soon = if upstream.remote { REMOTE_AWAY_MS } else { NOT_STREAMING_MS };
                     line.again_at(turn.now().plus(soon))
                 }
@@ -147,6 +150,33 @@ pub fn upstream(turn: &Turn<'_>, leader: &MemberName) -> Option<Upstream> {
         .or_else(|| turn.upstream(leader))
 }
 
+/// HA-316: it would ask for ever. An archive may still bring the log; else a new copy helps, which is made
+/// without asking only where that is wanted. (INV-20)
+fn without_its_log(
+    turn: &mut Turn<'_>,
+    upstream: &Upstream,
+    leader: Option<&MemberName>,
+) -> Option<Decided> {
+    if !turn.memory.log_is_gone || turn.memory.rewind != Rewind::NotNeeded {
+        return None;
+    }
+    let name = upstream.name.clone();
+    turn.because("HA-316", format!("{name} has not all the log any more that I need"));
+    let source = leader.and_then(|leader| turn.upstream(leader));
+    match source {
+        Some(source) if turn.settings.reinitialize_without_log && !turn.settings.pause => {
+            turn.memory.log_is_gone = false;
+            let task =
+                Task::Reinitialize { follow: source.clone(), source, why: Renewal::LogIsGone };
+            Some(Decided::task("reinitializing because the log I need is gone", task))
+        }
+        Some(_) | None => {
+            let line = format!("the log I need is gone from {name}: reinitialize me");
+            Some(Decided::line(line).again_at(turn.now().plus(ASK_AGAIN_MS)))
+        }
+    }
+}
+
 /// PG-143: between the check and the change of upstream the old stream went on, and may have brought
 /// what the leader never had; or the number of a timeline was given twice. Neither ends by itself.
 fn ask_again_while_it_does_not_stream(turn: &mut Turn<'_>) {
@@ -168,6 +198,7 @@ fn ask_for_rewind_when_the_leader_moved_on(turn: &mut Turn<'_>, leader: &MemberN
         standby.streaming && leads_on.is_none_or(|timeline| timeline <= standby.timeline);
     if standby.streaming {
         turn.memory.not_streaming_since = None;
+        turn.memory.log_is_gone = false;
     }
     let moved_on = leads_on.is_some_and(|timeline| timeline > turn.memory.leader_timeline);
     if streams_there {

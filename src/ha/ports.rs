@@ -362,6 +362,14 @@ pub struct Observation {
     /// Who receives this server's log, and whom its commits wait for.
     #[serde(default)]
     pub replication: Replication,
+    /// The longest of the last fast stops here, from the signal until no client was left, in
+    /// milliseconds. (HA-321)
+    #[serde(default)]
+    pub fast_stop_ms: Option<u64>,
+    /// For so many milliseconds a small write to the data directory has had no end; 0: none waits, or
+    /// nobody tries. (HA-314)
+    #[serde(default)]
+    pub disk_stalls_ms: u64,
 }
 
 /// The senders of a primary. (PG-308)
@@ -483,6 +491,9 @@ pub struct SourceHistory {
     /// `None`: not asked, or it did not say. (PG-154)
     #[serde(default)]
     pub checkpoint_timeline: Option<Timeline>,
+    /// Where the oldest log begins that it still has; `None`: it did not say. (HA-316)
+    #[serde(default)]
+    pub oldest: Option<Lsn>,
 }
 
 /// How far the local data directory is. (PG-144)

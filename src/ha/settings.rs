@@ -62,6 +62,13 @@ pub struct Settings {
     /// Slots of others that are left alone. (CFG-276, PG-268)
     #[serde(default)]
     pub ignore_slots: Vec<IgnoredSlot>,
+    /// A standby whose log is gone is copied anew without asking. (HA-316, CFG-493)
+    #[serde(default)]
+    pub reinitialize_without_log: bool,
+    /// Milliseconds after which a write to the data directory that does not end counts as a dead disk;
+    /// 0: nobody looks. (HA-314, CFG-491)
+    #[serde(default)]
+    pub disk_timeout_ms: u64,
     /// Seconds the leader race waits while WAL still arrives; 0: none. (CFG-420)
     pub primary_race_backoff: u32,
 }

@@ -123,6 +123,8 @@ pub enum Task {
 pub enum Renewal {
     Diverged,
     RewindFailed,
+    /// Nobody has the log any more that it needs. (HA-316)
+    LogIsGone,
     /// By an operator. `from_leader`: only from it, and by a base backup. (HA-055)
     Asked {
         from_leader: bool,
@@ -139,6 +141,9 @@ impl Task {
             Self::Reinitialize { why: Renewal::Asked { .. }, .. } => "reinitialize",
             Self::Reinitialize { why: Renewal::Diverged | Renewal::RewindFailed, .. } => {
                 "reinitializing due to diverged timelines"
+            }
+            Self::Reinitialize { why: Renewal::LogIsGone, .. } => {
+                "reinitializing because the log is gone"
             }
             Self::StartAsPrimary { .. } => "starting primary after failure",
             Self::Follow { restart: true, .. } => "changing primary_conninfo and restarting",
@@ -158,7 +163,10 @@ impl Task {
     pub fn is_ordered(&self) -> bool {
         match self {
             Self::Restart { .. } | Self::Reinitialize { why: Renewal::Asked { .. }, .. } => true,
-            Self::Reinitialize { why: Renewal::Diverged | Renewal::RewindFailed, .. }
+            Self::Reinitialize {
+                why: Renewal::Diverged | Renewal::RewindFailed | Renewal::LogIsGone,
+                ..
+            }
             | Self::Bootstrap
             | Self::BootstrapStandbyLeader { .. }
             | Self::Clone { .. }
@@ -411,7 +419,7 @@ async fn reinitialize(
         // The methods may want what is there. (PG-125)
         Renewal::Asked { from_leader: false } => CopyBy::ConfiguredMethods,
         Renewal::Asked { from_leader: true } => CopyBy::BaseBackup,
-        Renewal::Diverged | Renewal::RewindFailed => {
+        Renewal::Diverged | Renewal::RewindFailed | Renewal::LogIsGone => {
             if let Err(error) = ports.postgres.remove_data_dir().await {
                 return Outcome::Failed(error.to_string());
             }
@@ -461,7 +469,8 @@ async fn promote(context: &Context) -> Outcome {
         return Outcome::Failed("lost the lease before the promotion".into());
     }
     // Nor may the cluster have been told to follow another one again. (HA-113)
-    if ports.configuration.settings().standby_cluster.is_some() {
+    let standby = ports.configuration.settings().standby_cluster.is_some();
+    if standby && !broken(Breakage::StandbyClusterPromotes) {
         return Outcome::Failed("this is a standby cluster now".into());
     }
     let by = Deadline(

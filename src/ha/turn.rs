@@ -148,6 +148,9 @@ async fn seen(
     apply_configuration(ports, memory, &view, &mut reasons).await;
     agree_on_ttl(ports, memory, &view, &mut reasons);
     lease.shorten(ports);
+    if let Server::Primary { timeline, .. } = &pg.server {
+        memory.led_timeline = *timeline;
+    }
     let settings = ports.configuration.settings();
     let now = ports.clock.now();
     failsafe::note_view(memory, &view, &settings, now);
@@ -197,9 +200,14 @@ async fn unseen(
     let decided = if turn.settings.pause {
         pause::paused(&mut turn).await
     } else if turn.memory.task.is_some() {
+        silence::during_a_task(&mut turn).await;
         turn.while_task_runs().await
     } else {
         silence::store_is_silent(&mut turn).await
+    };
+    let decided = match turn.wake {
+        Some(at) => decided.again_at(at),
+        None => decided,
     };
     turn.memory.want_latest = true;
     Turned { decided, lock: turn.lock, pg: turn.pg, view, reasons: turn.reasons, said }

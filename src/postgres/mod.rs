@@ -17,6 +17,7 @@ mod configuration;
 mod conninfo;
 pub mod control;
 mod disk;
+mod disk_watch;
 mod follow;
 mod from_config;
 mod hba;

@@ -144,6 +144,8 @@ impl LocalPostgres {
                 && control.is_some_and(|c| c.wal_log_hints || c.data_checksums),
             is_primary,
             replication,
+            fast_stop_ms: self.longest_fast_stop(),
+            disk_stalls_ms: self.disk_watch.stalls_ms(),
         }
     }
 

@@ -14,6 +14,7 @@ mod tests;
 
 pub use linux::LinuxDriver;
 
+use crate::ha::breakage::{Breakage, broken};
 use crate::ha::ports;
 use hathi_dcs::{Millis, Timing};
 use std::path::PathBuf;
@@ -257,7 +258,7 @@ impl State {
         if std::mem::replace(&mut self.heir, true) || self.settings.mode == Mode::Off {
             return;
         }
-        if !driver.counts_on(&self.settings) {
+        if !driver.counts_on(&self.settings) || broken(Breakage::WatchdogIsLeft) {
             return;
         }
         match driver.open(&self.settings) {

@@ -114,6 +114,7 @@ on_both_stores! {
     crashes::postmaster_of_the_primary_killed,
     crashes::postmaster_killed_with_failover_at_once,
     crashes::node_of_the_primary_killed,
+    crashes::node_of_the_primary_killed_with_a_short_lease,
     crashes::postmaster_of_a_replica_killed,
     operator::restarts,
     operator::reinitialize,

@@ -60,6 +60,8 @@ pub fn base_settings() -> Settings {
         primary_restart_limit: 0,
         primary_race_backoff: 0,
         short_ttl: false,
+        disk_timeout_ms: 0,
+        reinitialize_without_log: false,
         slots: Default::default(),
         ignore_slots: Vec::new(),
     }

@@ -119,7 +119,69 @@ pub const FAULTS: &[Kind] = &[
     kind("replica's data directory wiped", 2, |world, it| world.wipe_replica(it.node)),
 ];
 
+/// In some runs the store ends a leader's lease early whatever else is wrong at the moment. From a stream
+/// of its own, so that every other choice of a run stays what it was.
+pub fn plan(world: &mut World, seed: u64) {
+    let mut random = Random::new(seed ^ 0x1EA5E);
+    if !random.percent(10) {
+        return;
+    }
+    for _ in 0..random.between(1, 3) {
+        let at = random.between(30, 400) * SECOND;
+        world.at(at, World::revoke_lease_anyhow);
+    }
+}
+
+/// In some runs the disks are looked after, and hang. (HA-314)
+pub fn plan_disks(world: &mut World, seed: u64) {
+    let mut random = Random::new(seed ^ 0xD15C);
+    if !random.percent(8) {
+        return;
+    }
+    world.base.disk_timeout_ms = *random.pick(&[5_000, 15_000]);
+    for _ in 0..random.between(1, 4) {
+        let at = random.between(30, 380) * SECOND;
+        let (chance, lasts) = (random.next(), random.between(3, 90) * SECOND);
+        world.at(at, move |world| world.hang_disk(&mut Random::new(chance), lasts));
+    }
+}
+
 impl World {
+    fn hang_disk(&mut self, random: &mut Random, lasts: u64) {
+        let leader = self.store.leader.as_ref().and_then(|held| self.node_of(&held.name));
+        let node = match leader {
+            Some(leader) if random.percent(60) => leader,
+            Some(_) | None => random.below(self.members() as u64) as usize,
+        };
+        if self.quiet || self.nodes[node].disk_hangs_since.is_some() {
+            return;
+        }
+        self.fault("disk hangs");
+        self.nodes[node].disk_hangs_since = Some(self.now_us);
+        self.nodes[node].server.frozen = self.nodes[node].server.alive();
+        self.nodes[node].failing = 100;
+        self.lasts(lasts, move |world| {
+            world.nodes[node].disk_hangs_since = None;
+            world.nodes[node].failing = 0;
+            world.thaw_postgres(node);
+        });
+    }
+
+    /// Nobody can keep two primaries apart whom nothing but the store connects: for as long as the old one
+    /// may believe in its lease there may be two. Everything else holds, and after that this, too.
+    fn revoke_lease_anyhow(&mut self) {
+        let Some(session) = self.store.leader.as_ref().map(|held| held.session) else { return };
+        let broke = self.watched.revoked_at.is_some_and(|at| at + 60 * SECOND > self.now_us);
+        if self.quiet || !self.store.up || broke {
+            return;
+        }
+        self.fault("lease revoked among other faults");
+        self.watched.revoked_at = Some(self.now_us);
+        let longest = (0..self.members()).map(|node| self.ttl_us(node)).max().unwrap_or(0);
+        self.watched.apart_until = self.now_us + longest + longest / 15 + SECOND;
+        self.end_session(session);
+    }
+
     fn cut_link(&mut self, it: &mut Strike, both: bool) {
         let node = it.node;
         let other =

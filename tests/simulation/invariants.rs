@@ -32,6 +32,8 @@ pub struct Watched {
     without_lock_since: BTreeMap<usize, u64>,
     /// The store itself broke its promise at this time: a lease was revoked.
     pub revoked_at: Option<u64>,
+    /// Until then a primary may believe in a lease that the store took from it.
+    pub apart_until: u64,
     /// The links of the network have been as they are since then.
     pub network_since: u64,
     /// The run ended with nobody whom the rules allow to lead: an operator must decide.
@@ -76,13 +78,14 @@ impl World {
         self.nodes[node].agent.as_ref().is_some_and(|agent| agent.lease.until(now).is_some())
     }
 
-    fn ttl_us(&self, node: usize) -> u64 {
+    pub fn ttl_us(&self, node: usize) -> u64 {
         let agent = self.nodes[node].agent.as_ref();
         agent.map_or(self.base.timing, |agent| agent.settings.timing).ttl_ms() * MS
     }
 
-    fn store_kept_its_promise(&self) -> bool {
-        self.watched.revoked_at.is_none_or(|at| at + 45 * SECOND < self.now_us)
+    pub fn store_kept_its_promise(&self) -> bool {
+        let long_ago = self.watched.revoked_at.is_none_or(|at| at + 45 * SECOND < self.now_us);
+        long_ago && self.now_us > self.watched.apart_until
     }
 
     /// INV-2.
@@ -91,7 +94,9 @@ impl World {
             .filter(|node| self.nodes[*node].server.writable() && !self.in_hands(*node))
             .map(|node| self.name(node))
             .collect();
-        if writers.len() > 1 && (!self.watched.fence_broken || self.watchdogs.fences()) {
+        let excused = self.now_us < self.watched.apart_until;
+        if writers.len() > 1 && !excused && (!self.watched.fence_broken || self.watchdogs.fences())
+        {
             self.violation(
                 "INV-2",
                 format!("{} accept writes at the same time", writers.join(" and ")),
@@ -395,9 +400,12 @@ impl World {
                     .is_some_and(|agent| agent.tasks.contains(&"bootstrap"));
                 // What an operator promoted without its watchdog may not stay. (HA-100)
                 let unwatched = self.in_hands(node) && self.watchdog_failed(node);
+                // Nor what reaches its disk no more. (HA-314)
+                let dead_disk = self.nodes[node].disk_hangs_since.is_some();
                 if self.holds_key(node)
                     && !bootstrapping
                     && !unwatched
+                    && !dead_disk
                     // The reserve, what is not believed of a lease, and a clock that is as much off.
                     && left > self.ttl_us(node) / 6 + self.ttl_us(node) / 10 + 2 * SECOND
                 {
@@ -565,7 +573,9 @@ impl World {
             .is_some_and(|data| !self.watched.founded.contains(data.system_id.as_str()));
         if let (Exit::Fatal(_), true) = (exit, bootstrapped && unfinished) {
             // It was taken for dead while it created a cluster; what it has is nobody's. (HA-308)
-            self.nodes[node].foreign = true;
+            if std::mem::replace(&mut self.nodes[node].foreign, true) {
+                return;
+            }
             self.count("data of an abandoned bootstrap left to the operator");
             return;
         }

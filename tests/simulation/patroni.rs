@@ -16,7 +16,7 @@ use hathi::ha::run::{Event, Exit};
 use hathi::ha::settings::Settings;
 use hathi_dcs::{
     Change, ClusterView, Dcs, DcsError, Deadline, Expect, Failover, Freshness, Lsn, MemberData,
-    MemberName, Millis, Role, State, Status, Timeline,
+    MemberName, Millis, Role, State, Status,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub fn draw(world: &mut World, seed: u64, guarded: bool) {
     }
     let members = world.members();
     let ours = random.below(members as u64) as usize;
+    // Somebody has to create the cluster, and the model of Patroni's does not.
+    let ours = if world.nodes[ours].nofailover { 0 } else { ours };
     for node in 0..members {
         // One of each kind at least; the first one, which can always lead, may be either.
         world.nodes[node].patroni = node != ours && (random.percent(50) || members == 2);
@@ -471,14 +473,13 @@ impl Member {
         let request = request.filter(|request| request.scheduled_at.is_none());
         let mut left_out = None;
         if let Some(request) = &request {
-            match &request.candidate {
-                Some(candidate) if *candidate == me => return true,
-                Some(candidate) => {
-                    if self.target(view, Some(candidate), pg).await {
-                        return false;
-                    }
+            if let Some(candidate) = &request.candidate {
+                if *candidate == me {
+                    return true;
                 }
-                None => {}
+                if self.target(view, Some(candidate), pg).await {
+                    return false;
+                }
             }
             if request.leader.as_ref() == Some(&me) {
                 return !self.target(view, None, pg).await;

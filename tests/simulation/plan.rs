@@ -93,6 +93,8 @@ impl Case {
         }
         crate::standby::plan(&mut world, self.seed);
         crate::clocks::plan(&mut world, self.seed);
+        faults::plan(&mut world, self.seed);
+        faults::plan_disks(&mut world, self.seed);
         crate::stalls::plan(&mut world, self.seed);
         world.at(0, World::tick);
         world.at(0, World::watch_sessions);

@@ -166,6 +166,10 @@ impl Agency {
         };
         let server = &world.nodes[node].server;
         let system_id = server.data.as_ref().map(|data| data.system_id.clone());
+        let machine = &world.nodes[node];
+        let fast_stop_ms = (machine.slow > 1).then(|| machine.slow * 100);
+        let hangs = machine.disk_hangs_since.map_or(0, |since| (world.now_us - since) / MS);
+        let disk_stalls_ms = if world.base.disk_timeout_ms > 0 { hangs } else { 0 };
         let now = world.local(node);
         let can_rewind = world.watched.can_rewind;
         let answers = matches!(seen, Server::Primary { .. } | Server::Standby(_));
@@ -208,6 +212,8 @@ impl Agency {
             can_rewind,
             is_primary,
             replication,
+            fast_stop_ms,
+            disk_stalls_ms,
         }
     }
 
@@ -436,6 +442,7 @@ impl Postgres for Agency {
                 timeline: Timeline(world.wal.timeline(tip)),
                 ends: world.wal.ends(tip, &|_| "2026-01-01T00:00:00+00:00".into()),
                 checkpoint_timeline: Some(Timeline(world.nodes[source].server.checkpointed)),
+                oldest: None,
             })
         });
         asked.await

@@ -273,6 +273,10 @@ impl World {
             let (Some(mine), Some(far)) = (self.tip(node), self.tip(remote)) else {
                 return self.violation("INV-35", format!("{name} has no data"));
             };
+            if self.wal.only_share_the_number(far, mine) {
+                // A new copy across sites is the operator's decision. (PG-147, HA-047)
+                return self.count("standby clusters with a member left to the operator");
+            }
             let same = self.wal.holds(far, mine) && mine.branch == far.branch;
             let behind = far.lsn.saturating_sub(mine.lsn);
             if !self.streams_from(node, upstream) || !same || behind > 40_000 {

@@ -133,8 +133,7 @@ impl World {
     /// INV-26: kept alive only within what the store confirmed of the lock, or what the members
     /// promised in failsafe mode. A cluster that is being created has no lock yet.
     fn check_sign_of_life(&mut self, node: usize, resets_at: u64) {
-        let kept_its_promise =
-            self.watched.revoked_at.is_none_or(|at| at + 45 * SECOND < self.now_us);
+        let kept_its_promise = self.store_kept_its_promise();
         let created = self.store.initialize.as_ref().is_some_and(|(value, _)| !value.is_empty());
         if !created || !kept_its_promise {
             return;
@@ -239,7 +238,12 @@ impl Driver for Machine {
 
     fn counts_on(&self, _: &Settings) -> bool {
         let Some(world) = self.world.upgrade() else { return false };
-        world.lock().unwrap().watchdogs.devices[self.node].resets_at.is_some()
+        let mut world = world.lock().unwrap();
+        let counts = world.watchdogs.devices[self.node].resets_at.is_some();
+        if counts {
+            world.count("watchdogs that a dead agent left armed");
+        }
+        counts
     }
 }
 

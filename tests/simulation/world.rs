@@ -124,6 +124,8 @@ pub struct Node {
     /// Operations on PostgreSQL take so many times longer, and some fail.
     pub slow: u64,
     pub failing: u64,
+    /// Since when nothing reaches its disk.
+    pub disk_hangs_since: Option<u64>,
     /// How far ahead of true time its wall clock is, and when it was set last. (clocks.rs)
     pub wall_ahead_ms: i64,
     pub wall_set_at: u64,
@@ -239,6 +241,7 @@ impl World {
             fence: None,
             slow: 1,
             failing: 0,
+            disk_hangs_since: None,
             wall_ahead_ms: 0,
             wall_set_at: 0,
             suspended: false,

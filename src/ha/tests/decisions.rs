@@ -275,6 +275,7 @@ fn diverged(scene: Scene) -> Scene {
                 at: None,
             }],
             checkpoint_timeline: None,
+            oldest: None,
         });
     })
 }

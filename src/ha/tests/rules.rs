@@ -364,3 +364,123 @@ fn a_short_ttl_is_agreed_on() {
     let mut alone = Scene::replica().set(|script| script.settings.short_ttl = true);
     assert!(!alone.turn().did("short ttl"), "the others do not say so");
 }
+
+/// Proves HA-321: who leads says that a fast stop takes longer here than the lease leaves for it, once
+/// for each value, and what ttl would do.
+#[test]
+fn a_slow_stop_is_said() {
+    // A ttl of 30 s: 5 s from the demotion to the end, of which the last 2.5 are for an immediate stop.
+    let stops = |ms: Option<u64>| Scene::leader().set(move |script| script.pg.fast_stop_ms = ms);
+    assert!(!stops(None).turn().fired("HA-321"));
+    assert!(!stops(Some(2_500)).turn().fired("HA-321"));
+    let mut scene = stops(Some(4_000));
+    assert!(scene.turn().fired("HA-321"));
+    assert!(!scene.turn().fired("HA-321"), "once");
+    let mut scene = scene.set(|script| script.settings.timing.ttl = 48);
+    assert!(!scene.turn().fired("HA-321"), "as it was told");
+    let mut scene = scene.set(|script| script.pg.fast_stop_ms = Some(9_000));
+    assert!(scene.turn().fired("HA-321"), "another value");
+}
+
+/// Proves HA-314 (the decision): a dead disk costs a primary its role if somebody can take over, and a
+/// standby its place in the race; off unless asked for.
+#[test]
+fn a_dead_disk() {
+    let stalls = |scene: Scene, ms: u64, timeout: u64| {
+        scene.set(move |script| {
+            script.pg.disk_stalls_ms = ms;
+            script.settings.disk_timeout_ms = timeout;
+        })
+    };
+    let mut scene = stalls(Scene::leader(), 15_000, 15_000);
+    let came = scene.turn();
+    assert_eq!(came.task, Some(Task::Demote(Demotion::LostLock)), "{came:?}");
+    assert!(came.fired("HA-314") && !came.did("release"), "the key runs out: {came:?}");
+    assert_eq!(scene.lease_left(), None, "nobody prolongs it");
+    for (ms, timeout) in [(14_999, 15_000), (60_000, 0), (0, 15_000)] {
+        assert!(stalls(Scene::leader(), ms, timeout).turn().task.is_none(), "{ms} {timeout}");
+    }
+    let alone = stalls(Scene::leader(), 60_000, 15_000).set(|script| script.probes.clear());
+    let came = { alone }.turn();
+    assert!(came.task.is_none() && came.fired("HA-076"), "there is nobody: {came:?}");
+    let paused = stalls(Scene::leader(), 60_000, 15_000).set(|script| script.settings.pause = true);
+    assert!({ paused }.turn().task.is_none());
+    let came = stalls(Scene::leaderless(), 60_000, 15_000).turn();
+    assert!(came.fired("HA-314") && !came.did("acquire"), "{came:?}");
+}
+
+/// Proves HA-316: a standby whose log is gone says so, and is copied anew where that is wanted.
+#[test]
+fn a_standby_whose_log_is_gone() {
+    let stuck = |wanted: bool, oldest: u64| {
+        Scene::replica()
+            .set(move |script| {
+                script.pg.server = Server::Standby(Standby { streaming: false, ..at(1_000) });
+                script.settings.reinitialize_without_log = wanted;
+                script.source.as_mut().unwrap().oldest = Some(Lsn(oldest));
+            })
+            .remember(|memory| memory.rewind = Rewind::Check)
+    };
+    let came = stuck(false, 1_001).turn();
+    assert!(came.fired("HA-316") && came.task.is_none(), "{came:?}");
+    assert!(came.line.contains("reinitialize me"), "{came:?}");
+    let came = stuck(true, 1_001).turn();
+    assert!(matches!(came.task, Some(Task::Reinitialize { .. })), "{came:?}");
+    for mut scene in [
+        stuck(true, 1_000),
+        stuck(true, 1_001).set(|script| script.settings.pause = true),
+        stuck(true, 1_001).set(|script| {
+            script.pg.server =
+                Server::Standby(Standby { streaming: false, from_archive: true, ..at(1_000) });
+        }),
+    ] {
+        let came = scene.turn();
+        assert!(came.task.is_none(), "{came:?}");
+    }
+}
+
+fn at(lsn: u64) -> Standby {
+    let Server::Standby(standby) = standby(lsn) else { unreachable!() };
+    standby
+}
+
+/// Proves PG-147 (twins): a former primary whose timeline another member began as well is copied anew,
+/// though the history files agree; who only followed there is not, nor is the one whom `/history` names.
+#[test]
+fn a_primary_whose_timeline_another_one_began() {
+    let back = |was_primary: bool, began: &str| {
+        let row = format!(r#"[[1,100,"no recovery target specified","t","{began}"]]"#);
+        Scene::replica()
+            .set(move |script| {
+                down(&mut script.pg);
+                script.control = Some(control(ControlState::ShutDown));
+                script.settings.remove_data_directory_on_diverged_timelines = true;
+                script.view.history = hathi_dcs::History::parse(&row);
+                script.local_end = Some(crate::ha::ports::LocalEnd {
+                    timeline: Timeline(2),
+                    lsn: Lsn(500),
+                    was_primary,
+                    checkpoint_end: Some(Lsn(500)),
+                });
+                script.source = Ok(crate::ha::ports::SourceHistory {
+                    in_recovery: false,
+                    timeline: Timeline(2),
+                    ends: vec![crate::ha::ports::TimelineEnd {
+                        timeline: Timeline(1),
+                        switch_lsn: Lsn(100),
+                        reason: String::new(),
+                        at: None,
+                    }],
+                    checkpoint_timeline: None,
+                    oldest: None,
+                });
+            })
+            .turn()
+    };
+    let copied = |came: &super::stage::Came| matches!(came.task, Some(Task::Reinitialize { .. }));
+    let came = back(true, "b");
+    assert!(copied(&came) && came.fired("PG-147"), "{came:?}");
+    assert!(!copied(&back(false, "b")), "it followed there");
+    assert!(!copied(&back(true, "a")), "it is the one");
+    assert!(!copied(&back(true, "gone")), "nobody knows who that was");
+}

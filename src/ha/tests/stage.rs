@@ -204,6 +204,8 @@ impl Scene {
             can_rewind: true,
             is_primary: false,
             replication: Replication::default(),
+            fast_stop_ms: None,
+            disk_stalls_ms: 0,
         };
         let settings = Settings {
             me: ME.into(),
@@ -235,6 +237,8 @@ impl Scene {
             primary_restart_limit: 0,
             primary_race_backoff: 0,
             short_ttl: false,
+            disk_timeout_ms: 0,
+            reinitialize_without_log: false,
             slots: BTreeMap::new(),
             ignore_slots: Vec::new(),
         };
@@ -266,6 +270,7 @@ impl Scene {
                 timeline: Timeline(1),
                 ends: Vec::new(),
                 checkpoint_timeline: Some(Timeline(1)),
+                oldest: None,
             }),
             remote: None,
             next_history: false,

@@ -139,7 +139,9 @@ fn the_race_ends_with_the_first_answer_that_decides() {
     let came = primary.turn_at_once().expect("nobody waits for c");
     assert!(came.fired("HA-095") && !came.did("acquire"), "{came:?}");
     let mut ahead = Scene::leaderless().set(silent);
-    ahead = ahead.set(|script| drop(script.probes.insert("b", replica_at(2000))));
+    ahead = ahead.set(|script| {
+        script.probes.insert("b", replica_at(2000));
+    });
     assert!(!ahead.turn_at_once().expect("nor here").did("acquire"));
     let mut open = Scene::leaderless().set(silent);
     assert!(open.turn_at_once().is_none(), "c may still say that it leads");
