@@ -4,7 +4,7 @@
 use crate::ha::ports::{PgError, SlotPlan};
 use crate::postgres::logical_slots::Todo;
 use crate::postgres::room::LocalPostgres;
-use crate::postgres::session::{Session, SqlError, Target, literal};
+use crate::postgres::session::{Session, SqlError, literal};
 use hathi_dcs::{Deadline, Lsn};
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ impl LocalPostgres {
         let late = |_| Self::failed(WHAT, "the connection is busy");
         let mut held = tokio::time::timeout(by.left(), self.session.lock()).await.map_err(late)?;
         if held.as_ref().is_none_or(Session::is_closed) {
-            let opened = Session::open(&Target::watching(&self.settings()), by).await;
+            let opened = self.open_long_session(by).await;
             *held = Some(opened.map_err(|why| Self::failed(WHAT, why))?);
         }
         let mut todo = Vec::new();
