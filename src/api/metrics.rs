@@ -17,7 +17,7 @@ use warp::reply::Response;
 
 pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
     let context = context.clone();
-    let last = Last::default();
+    let last = Arc::new(Last::default());
     readable_under("metrics")
         .map(move |asked: Asked| {
             let now = boottime();
