@@ -15,8 +15,10 @@ mod outage;
 mod pause;
 mod planned;
 mod reload;
+mod slots;
 mod standby;
 mod sync;
+mod tags;
 mod watchdog;
 
 use hathi_test_support::{Agent, Cluster, ClusterOptions, Store};
