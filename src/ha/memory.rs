@@ -1,7 +1,7 @@
 //! What one turn remembers for the next. (section 1.2 of docs/spec/ha-loop.md)
 
 use crate::ha::record::Word;
-use hathi_dcs::{ClusterView, MemberData, Millis, Timeline, Version};
+use hathi_dcs::{ClusterView, MemberData, MemberName, Millis, Timeline, Version};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -143,8 +143,8 @@ pub struct Memory {
     pub slots_seen: BTreeMap<String, Millis>,
     /// In this life of the server its slots were looked at for those that nobody knows. (PG-267)
     pub slots_judged: Option<String>,
-    /// The last timeline on which this server was seen to be a primary. (PG-147)
-    pub led_timeline: Timeline,
+    /// Who was the primary of the timeline that this server has, when it was seen first. (PG-147)
+    pub timeline_of: Option<(Timeline, MemberName)>,
     /// The timeline of the leader we followed last; a higher one asks for a rewind check. (HA-125)
     pub leader_timeline: Timeline,
     /// This standby does not stream from its upstream; when that was noticed, or asked about last.

@@ -392,18 +392,21 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) -> bool {
     }
 }
 
-/// I was the primary of this timeline, and `/history` names another member that began it: both were
-/// promoted from the very same position, and I died before anybody heard of it. The history files agree;
+/// I have the timeline of one primary, and `/history` says that another one began it: both were promoted
+/// from the very same position, and the first died before anybody heard of it. The history files agree;
 /// only what was written since differs, which neither streaming nor pg_rewind would notice. (PG-147)
 fn is_a_twin(turn: &mut Turn<'_>, local: &LocalEnd) -> bool {
-    if !local.was_primary && turn.memory.led_timeline != local.timeline {
-        return false;
-    }
+    let noted = turn.memory.timeline_of.as_ref().filter(|(of, _)| *of == local.timeline);
+    let whose = match noted {
+        _ if local.was_primary => turn.me().clone(),
+        Some((_, whose)) => whose.clone(),
+        None => return false,
+    };
     let began = turn.view.history.entries.iter().find(|row| row.timeline.0 + 1 == local.timeline.0);
     let Some(other) = began.and_then(|row| row.new_leader.clone()) else { return false };
-    let twin = other != *turn.me() && turn.view.member(&other).is_some();
+    let twin = other != whose && turn.view.member(&other).is_some();
     if twin {
-        turn.because("PG-147", format!("{other} began the timeline on which I was the primary"));
+        turn.because("PG-147", format!("{other} began the timeline that I have from {whose}"));
     }
     twin
 }

@@ -16,7 +16,9 @@ use crate::ha::{
     election, failsafe, follower, leader, member, pause, reached, recovery, restart, silence,
     slots, start,
 };
-use hathi_dcs::{ClusterView, DcsError, Deadline, Freshness, MemberName, Millis, State};
+use hathi_dcs::{
+    ClusterView, DcsError, Deadline, Freshness, Member, MemberName, Millis, Role, State,
+};
 use std::sync::Arc;
 
 /// The leader key, as the store and our own lease show it together.
@@ -148,10 +150,8 @@ async fn seen(
     apply_configuration(ports, memory, &view, &mut reasons).await;
     agree_on_ttl(ports, memory, &view, &mut reasons);
     lease.shorten(ports);
-    if let Server::Primary { timeline, .. } = &pg.server {
-        memory.led_timeline = *timeline;
-    }
     let settings = ports.configuration.settings();
+    note_whose_timeline(memory, &view, &pg, &settings.me);
     let now = ports.clock.now();
     failsafe::note_view(memory, &view, &settings, now);
     // While the promise binds its caller leads, whatever the store lacks. (HA-103)
@@ -245,6 +245,30 @@ async fn apply_configuration(
     if let Err(why) = ports.configuration.apply(&config.value).await {
         reasons
             .push(Reason { rule: "CFG-038", why: format!("/config keeps its old values: {why}") });
+    }
+}
+
+/// Two primaries may have written timelines of the same number: whose is it that this server has? Noted
+/// when it is seen first, from the record of the one primary there is. (PG-147)
+fn note_whose_timeline(memory: &mut Memory, view: &ClusterView, pg: &Observation, me: &MemberName) {
+    let seen = match &pg.server {
+        Server::Primary { timeline, .. } => Some((*timeline, me.clone())),
+        Server::Standby(standby) if standby.streaming => {
+            let leads = |member: &&Member| {
+                member.data.role == Some(Role::Primary)
+                    && member.data.timeline == Some(standby.timeline)
+            };
+            let mut primaries = view.members.iter().filter(leads);
+            match (primaries.next(), primaries.next()) {
+                (Some(only), None) => Some((standby.timeline, only.name.clone())),
+                (_, _) => None,
+            }
+        }
+        Server::Standby(_) | Server::Down | Server::Starting | Server::Silent(_) => None,
+    };
+    let Some((timeline, whose)) = seen.filter(|(timeline, _)| timeline.0 > 1) else { return };
+    if memory.timeline_of.as_ref().is_none_or(|(known, _)| *known != timeline) || whose == *me {
+        memory.timeline_of = Some((timeline, whose));
     }
 }
 

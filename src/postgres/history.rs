@@ -186,8 +186,10 @@ async fn ask(
     Ok(SourceHistory { in_recovery, timeline, ends, checkpoint_timeline, oldest })
 }
 
-/// The oldest segment, whatever its timeline, and how long one is.
-const OLDEST: &str = "SELECT (SELECT min(substr(name, 9)) FROM pg_ls_dir('pg_wal') AS name \
+/// The oldest segment, whatever its timeline, and how long one is. The function is the one that a user
+/// for pg_rewind is granted.
+const OLDEST: &str = "SELECT (SELECT min(substr(name, 9)) \
+     FROM pg_ls_dir('pg_wal', true, false) AS name \
      WHERE name ~ '^[0-9A-F]{24}$'), \
      (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size')";
 

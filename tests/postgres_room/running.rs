@@ -291,7 +291,7 @@ async fn a_standby_forgets_whom_commits_waited_for() {
 async fn the_oldest_log_and_the_time_of_a_stop_are_told() {
     let (alpha, beta) = Node::pair().await;
     let told = beta.pg.source_history(&alpha.upstream(), within(10)).await.unwrap();
-    let oldest = told.oldest.expect("the superuser may list the directory");
+    let oldest = told.oldest.expect("who may rewind may list the directory");
     let name = alpha.sql("SELECT min(substr(name, 9)) FROM pg_ls_waldir()").await;
     let begins = u64::from_str_radix(&name[..8], 16).unwrap() << 32;
     let segment = u64::from_str_radix(&name[8..], 16).unwrap();

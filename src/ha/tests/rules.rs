@@ -444,13 +444,15 @@ fn at(lsn: u64) -> Standby {
     standby
 }
 
-/// Proves PG-147 (twins): a former primary whose timeline another member began as well is copied anew,
-/// though the history files agree; who only followed there is not, nor is the one whom `/history` names.
+/// Proves PG-147 (twins): who has a timeline from one primary that `/history` says another one began is
+/// copied anew, though the history files agree; not the one whom `/history` names, nor who cannot know.
 #[test]
-fn a_primary_whose_timeline_another_one_began() {
-    let back = |was_primary: bool, began: &str| {
+fn a_timeline_that_another_one_began() {
+    let back = |was_primary: bool, from: Option<&str>, began: &str| {
         let row = format!(r#"[[1,100,"no recovery target specified","t","{began}"]]"#);
+        let from = from.map(|name| (Timeline(2), hathi_dcs::MemberName::from(name)));
         Scene::replica()
+            .remember(|memory| memory.timeline_of = from)
             .set(move |script| {
                 down(&mut script.pg);
                 script.control = Some(control(ControlState::ShutDown));
@@ -468,7 +470,7 @@ fn a_primary_whose_timeline_another_one_began() {
                     ends: vec![crate::ha::ports::TimelineEnd {
                         timeline: Timeline(1),
                         switch_lsn: Lsn(100),
-                        reason: String::new(),
+                        reason: "no recovery target specified".into(),
                         at: None,
                     }],
                     checkpoint_timeline: None,
@@ -478,9 +480,28 @@ fn a_primary_whose_timeline_another_one_began() {
             .turn()
     };
     let copied = |came: &super::stage::Came| matches!(came.task, Some(Task::Reinitialize { .. }));
-    let came = back(true, "b");
-    assert!(copied(&came) && came.fired("PG-147"), "{came:?}");
-    assert!(!copied(&back(false, "b")), "it followed there");
-    assert!(!copied(&back(true, "a")), "it is the one");
-    assert!(!copied(&back(true, "gone")), "nobody knows who that was");
+    let came = back(true, None, "b");
+    assert!(copied(&came) && came.fired("PG-147"), "I was its primary: {came:?}");
+    let came = back(false, Some("c"), "b");
+    assert!(copied(&came), "I followed c there: {came:?}");
+    for (was_primary, from, began) in
+        [(true, None, "a"), (true, None, "gone"), (false, Some("b"), "b"), (false, None, "b")]
+    {
+        let came = back(was_primary, from, began);
+        assert!(!copied(&came), "{was_primary} {from:?} {began}: {came:?}");
+    }
+    // Noted from the record of the only primary on that timeline, once.
+    let mut scene = Scene::replica().set(|script| {
+        script.pg.server = Server::Standby(Standby { timeline: Timeline(2), ..at(1_000) });
+        script.view.members[1].data.timeline = Some(Timeline(2));
+    });
+    scene.turn();
+    assert_eq!(scene.memory.timeline_of, Some((Timeline(2), "b".into())));
+    let mut scene = scene.set(|script| {
+        script.view.members[1].data.role = Some(Role::Replica);
+        script.view.members[2].data.role = Some(Role::Primary);
+        script.view.members[2].data.timeline = Some(Timeline(2));
+    });
+    scene.turn();
+    assert_eq!(scene.memory.timeline_of, Some((Timeline(2), "b".into())), "who was seen first");
 }
