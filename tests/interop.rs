@@ -1,4 +1,4 @@
-//! Real Patroni 4.1.5 and hathi in one cluster, on a real etcd, with clients writing all the time.
+//! Real Patroni 4.1.5 and hathi in one cluster, on a real store, with clients writing all the time.
 //! What holds here is what lets a user move one node at a time, and back.
 
 use hathi_test_support::cluster::patroni_bin;
@@ -13,7 +13,10 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// A cluster of three with these agents, healthy.
 async fn cluster_of(agents: [Agent; 3]) -> Cluster {
-    let store = Store::Etcd { members: 1 };
+    cluster_on(Store::Etcd { members: 1 }, agents).await
+}
+
+async fn cluster_on(store: Store, agents: [Agent; 3]) -> Cluster {
     let options = ClusterOptions::new(Agent::Patroni, store, env!("CARGO_BIN_EXE_hathi"));
     let mut cluster = Cluster::prepare(options).await;
     for (i, agent) in agents.into_iter().enumerate() {
@@ -125,10 +128,26 @@ fn assert_listed(cluster: &Cluster, leader: usize) {
 /// other commands work as well, whoever leads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn each_leads_in_turn_by_the_real_patronictl() {
-    let cluster = cluster_of([Agent::Hathi, Agent::Patroni, Agent::Hathi]).await;
+    each_leads_in_turn(Store::Etcd { members: 1 }, &[0, 1, 2, 1, 0]).await;
+}
+
+/// Proves DCS-T10 (a real Patroni as leader and as replica, and its patronictl) on Consul.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_leads_in_turn_on_consul() {
+    each_leads_in_turn(Store::Consul { members: 1 }, &[0, 1, 2]).await;
+}
+
+/// Proves DCS-T10 (a real Patroni as leader and as replica, and its patronictl) on ZooKeeper.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_leads_in_turn_on_zookeeper() {
+    each_leads_in_turn(Store::ZooKeeper { members: 1 }, &[0, 1, 2]).await;
+}
+
+async fn each_leads_in_turn(store: Store, turns: &[usize]) {
+    let cluster = cluster_on(store, [Agent::Hathi, Agent::Patroni, Agent::Hathi]).await;
     let writers = Writers::start(&cluster, PAUSE).await;
     writers.accepts_after(Instant::now(), SOON).await.expect("a write");
-    for (round, to) in [0, 1, 2, 1, 0].into_iter().enumerate() {
+    for (round, to) in turns.iter().copied().enumerate() {
         switchover_by_patronictl(&cluster, &writers, to).await;
         assert_listed(&cluster, to);
 
@@ -387,4 +406,16 @@ async fn quorum_commit_holds_across_both() {
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[]).await;
     check::same_rows_everywhere(&cluster, SOON).await;
+}
+
+/// Proves DCS-T10 (a real Patroni as leader and as replica, and its patronictl) on Kubernetes, in Endpoints.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_leads_in_turn_on_kubernetes() {
+    each_leads_in_turn(Store::Kubernetes { endpoints: true }, &[0, 1, 2]).await;
+}
+
+/// The same in ConfigMaps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_leads_in_turn_on_kubernetes_config_maps() {
+    each_leads_in_turn(Store::Kubernetes { endpoints: false }, &[1, 2, 0]).await;
 }

@@ -154,9 +154,9 @@ fn stores_are_looked_at() {
     let mut node = Node::new();
     node.yaml.as_object_mut().unwrap().remove("raft");
     assert!(stderr(&node.validate()).contains("no section for a store"));
-    node.yaml["kubernetes"] = json!({"labels": {"application": "hathi"}});
-    assert!(stderr(&node.validate()).contains(": kubernetes: this version has no such backend"));
-    node.yaml.as_object_mut().unwrap().remove("kubernetes");
+    node.yaml["exhibitor"] = json!({"hosts": ["127.0.0.1"]});
+    assert!(stderr(&node.validate()).contains(": exhibitor: this version has no such backend"));
+    node.yaml.as_object_mut().unwrap().remove("exhibitor");
     let port = ports::free_port();
     node.yaml["etcd3"] = json!({"host": format!("127.0.0.1:{port}")});
     let output = node.validate();

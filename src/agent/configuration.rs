@@ -93,13 +93,9 @@ fn left_out(settings: &Settings) -> Vec<String> {
 fn permanent_slots(
     settings: &Settings,
 ) -> (BTreeMap<String, ha::settings::PermanentSlot>, Vec<String>) {
-    use ha::settings::{PermanentKind, PermanentSlot};
     let (mut slots, mut wrong) = (BTreeMap::new(), Vec::new());
     for (name, value) in &settings.slots {
-        match PermanentSlot::parse(name, value) {
-            Ok(PermanentSlot { kind: PermanentKind::Logical { .. }, .. }) => {
-                wrong.push(format!("slots.{name}: logical slots are not created yet"));
-            }
+        match ha::settings::PermanentSlot::parse(name, value) {
             Ok(slot) => drop(slots.insert(name.clone(), slot)),
             Err(why) => wrong.push(why),
         }

@@ -249,6 +249,7 @@ fn client_settings(local: &Local) -> ClientSettings {
             .map(|auth| (auth.username.clone(), auth.password.expose().to_owned())),
         certfile: local.ctl.certfile.clone(),
         keyfile: local.ctl.keyfile.clone(),
+        keyfile_password: local.ctl.keyfile_password.as_ref().map(|s| s.expose().to_owned()),
         cafile: local.ctl.cacert.clone(),
     }
 }

@@ -60,6 +60,15 @@ pub async fn open(
             let _ = (scope, me, timing);
             Err(StoreError::NotCompiledIn { section: "redis", feature: "redis" })
         }
+        #[cfg(feature = "kubernetes")]
+        DcsSection::Kubernetes(kubernetes) => {
+            Ok(hathi_kubernetes::open(kubernetes_config(kubernetes), scope, me, timing))
+        }
+        #[cfg(not(feature = "kubernetes"))]
+        DcsSection::Kubernetes(_) => {
+            let _ = (scope, me, timing);
+            Err(StoreError::NotCompiledIn { section: "kubernetes", feature: "kubernetes" })
+        }
         #[cfg(feature = "raft")]
         DcsSection::Raft(raft) => {
             Ok(hathi_raft::RaftStore::start(raft_config(raft), scope, me, timing).await?)
@@ -125,6 +134,11 @@ fn consul_config(consul: &crate::config::ConsulSection) -> hathi_consul::ConsulC
         cacert: consul.cacert.clone(),
         cert: consul.cert.clone(),
         key: consul.key.clone(),
+        service: consul.service.as_ref().map(|service| hathi_consul::ServiceConfig {
+            tags: service.tags.clone(),
+            check_interval: service.check_interval.clone(),
+            check_tls_server_name: service.check_tls_server_name.clone(),
+        }),
     }
 }
 
@@ -170,6 +184,7 @@ fn zookeeper_config(
             cacert: tls.cacert.clone(),
             cert: tls.cert.clone(),
             key: tls.key.clone(),
+            key_password: tls.key_password.as_ref().map(|secret| secret.expose().to_owned()),
         }),
         auth: auth.map(|(scheme, secret)| (scheme.clone(), secret.expose().to_owned())).collect(),
         acls: acls
@@ -192,5 +207,50 @@ fn redis_config(redis: &crate::config::RedisSection) -> hathi_redis::RedisConfig
         password: redis.password.as_ref().map(|secret| secret.expose().to_owned()),
         db: redis.db,
         replicas: redis.replicas,
+        sentinels: redis.sentinels.as_ref().map(sentinels).unwrap_or_default(),
+    }
+}
+
+#[cfg(feature = "redis")]
+fn sentinels(sentinels: &crate::config::RedisSentinels) -> hathi_redis::Sentinels {
+    let hosts = sentinels.hosts.iter().map(|address| (address.host.clone(), address.port));
+    hathi_redis::Sentinels {
+        hosts: hosts.collect(),
+        master: sentinels.master.clone(),
+        username: sentinels.username.clone(),
+        password: sentinels.password.as_ref().map(|secret| secret.expose().to_owned()),
+    }
+}
+
+#[cfg(feature = "kubernetes")]
+fn kubernetes_config(
+    kubernetes: &crate::config::KubernetesSection,
+) -> hathi_kubernetes::KubernetesConfig {
+    let ports = kubernetes.ports.iter().map(|port| hathi_kubernetes::Port {
+        name: port.name.clone(),
+        port: port.port,
+        protocol: port.protocol.clone(),
+    });
+    hathi_kubernetes::KubernetesConfig {
+        access: hathi_kubernetes::Access::Found {
+            context: kubernetes.context.clone(),
+            cacert: kubernetes.cacert.clone(),
+        },
+        namespace: kubernetes.namespace.clone(),
+        labels: kubernetes.labels.clone(),
+        scope_label: kubernetes.scope_label.clone(),
+        roles: hathi_kubernetes::RoleLabels {
+            label: kubernetes.role_label.clone(),
+            leader: kubernetes.leader_label_value.clone(),
+            follower: kubernetes.follower_label_value.clone(),
+            standby_leader: kubernetes.standby_leader_label_value.clone(),
+            tmp_label: kubernetes.tmp_role_label.clone(),
+        },
+        bootstrap_labels: kubernetes.bootstrap_labels.clone(),
+        use_endpoints: kubernetes.use_endpoints,
+        pod_ip: kubernetes.pod_ip.clone(),
+        ports: ports.collect(),
+        bypass_api_service: kubernetes.bypass_api_service,
+        retriable_codes: kubernetes.retriable_http_codes.clone(),
     }
 }

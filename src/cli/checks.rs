@@ -105,7 +105,8 @@ fn own_ports(local: &Local) -> Vec<String> {
         DcsSection::Etcd3(_)
         | DcsSection::Consul(_)
         | DcsSection::ZooKeeper(_)
-        | DcsSection::Redis(_) => {}
+        | DcsSection::Redis(_)
+        | DcsSection::Kubernetes(_) => {}
     }
     problems
 }

@@ -82,7 +82,8 @@ fn loopbacks(local: &Local) -> Vec<(&'static str, Address)> {
         DcsSection::Etcd3(_)
         | DcsSection::Consul(_)
         | DcsSection::ZooKeeper(_)
-        | DcsSection::Redis(_) => {}
+        | DcsSection::Redis(_)
+        | DcsSection::Kubernetes(_) => {}
     }
     addresses.retain(|(_, address)| address.is_loopback());
     addresses
@@ -142,6 +143,8 @@ fn data_dir(local: &Local, settings: &Settings) -> Option<String> {
 fn store(section: &DcsSection) -> Option<String> {
     let servers = match section {
         DcsSection::Raft(_) => return None,
+        // Where its API server is, only the Pod knows that it will run in.
+        DcsSection::Kubernetes(_) => return None,
         DcsSection::Etcd3(etcd) => &etcd.hosts,
         DcsSection::Consul(consul) => &consul.hosts,
         DcsSection::ZooKeeper(zookeeper) => &zookeeper.hosts,

@@ -98,6 +98,8 @@ const VARIABLES: &[(&str, &str, Read)] = &[
     ("CONSUL_SCHEME", "consul.scheme", Read::Text),
     ("REDIS_DB", "redis.db", Read::Integer),
     ("REDIS_REPLICAS", "redis.replicas", Read::Integer),
+    ("REDIS_SENTINELS", "redis.sentinels", Read::List),
+    ("REDIS_SENTINEL_MASTER", "redis.sentinel_master", Read::Text),
     ("RETRIABLE_HTTP_CODES", "kubernetes.retriable_http_codes", Read::List),
     ("WATCHDOG_MODE", "watchdog.mode", Read::Text),
     ("WATCHDOG_DEVICE", "watchdog.device", Read::Text),
@@ -238,6 +240,8 @@ fn is_store_login(short: &str) -> bool {
         "ETCD3_PASSWORD",
         "REDIS_USERNAME",
         "REDIS_PASSWORD",
+        "REDIS_SENTINEL_USERNAME",
+        "REDIS_SENTINEL_PASSWORD",
     ];
     names.contains(&short)
 }

@@ -41,9 +41,15 @@ consul.register_service consul.service_tags consul.service_check_interval
 consul.service_check_tls_server_name
 redis.host redis.hosts redis.port redis.username redis.password redis.db redis.replicas
 redis.use_ssl redis.cacert redis.cert redis.key redis.sentinel.**
+redis.sentinels redis.sentinel_master redis.sentinel_username redis.sentinel_password
 zookeeper.hosts zookeeper.use_ssl zookeeper.verify zookeeper.cacert zookeeper.cert zookeeper.key
 zookeeper.key_password zookeeper.set_acls.** zookeeper.auth_data.** zookeeper.exhibitor.**
-etcd.** exhibitor.** kubernetes.**
+kubernetes.namespace kubernetes.labels.** kubernetes.scope_label kubernetes.role_label
+kubernetes.leader_label_value kubernetes.follower_label_value kubernetes.standby_leader_label_value
+kubernetes.tmp_role_label kubernetes.bootstrap_labels.** kubernetes.use_endpoints kubernetes.pod_ip
+kubernetes.ports kubernetes.bypass_api_service kubernetes.retriable_http_codes kubernetes.cacert
+kubernetes.context
+etcd.** exhibitor.**
 ";
 
 /// Keys of `postgresql` that the dynamic document may hold too. (section 8, src LD)

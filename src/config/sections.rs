@@ -1,6 +1,7 @@
 //! The sections that choose a store. Plain data; no backend's types. (CFG-006)
 
 use super::{Address, Secret};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The store this configuration chose.
@@ -11,6 +12,7 @@ pub enum DcsSection {
     Consul(ConsulSection),
     ZooKeeper(ZooKeeperSection),
     Redis(RedisSection),
+    Kubernetes(KubernetesSection),
 }
 
 impl DcsSection {
@@ -22,6 +24,7 @@ impl DcsSection {
             Self::Consul(_) => "consul",
             Self::ZooKeeper(_) => "zookeeper",
             Self::Redis(_) => "redis",
+            Self::Kubernetes(_) => "kubernetes",
         }
     }
 }
@@ -80,6 +83,17 @@ pub struct ConsulSection {
     pub cert: Option<PathBuf>,
     /// `None` with a `cert`: the key is inside the certificate's file.
     pub key: Option<PathBuf>,
+    /// Register this node in Consul's catalogue.
+    pub service: Option<ConsulService>,
+}
+
+/// (CFG-314, CFG-315)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsulService {
+    /// Sorted.
+    pub tags: Vec<String>,
+    pub check_interval: String,
+    pub check_tls_server_name: Option<String>,
 }
 
 /// (CFG-312)
@@ -112,6 +126,7 @@ pub struct ZooKeeperTls {
     pub cert: Option<PathBuf>,
     /// `None` with a `cert`: the key is inside the certificate's file.
     pub key: Option<PathBuf>,
+    pub key_password: Option<Secret>,
 }
 
 /// (CFG-322)
@@ -128,7 +143,7 @@ pub enum ZooKeeperRight {
 /// `redis`. (CFG-410, DCS-200)
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisSection {
-    /// Never empty. The first that is writable is used.
+    /// Empty only with `sentinels`. The first that is writable is used.
     pub hosts: Vec<Address>,
     pub tls: Option<RedisTls>,
     pub username: Option<String>,
@@ -136,6 +151,18 @@ pub struct RedisSection {
     pub db: u32,
     /// How many replicas must have a write before it counts.
     pub replicas: u32,
+    /// Asked for the writable server instead of `hosts`.
+    pub sentinels: Option<RedisSentinels>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisSentinels {
+    /// Never empty.
+    pub hosts: Vec<Address>,
+    /// What `sentinel monitor` calls the servers.
+    pub master: String,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,4 +171,41 @@ pub struct RedisTls {
     pub cert: Option<PathBuf>,
     /// `None` with a `cert`: the key is inside the certificate's file.
     pub key: Option<PathBuf>,
+}
+
+/// `kubernetes`. (CFG-330 … CFG-338)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesSection {
+    pub namespace: String,
+    /// Of the cluster's Pods and objects; never empty.
+    pub labels: BTreeMap<String, String>,
+    pub scope_label: String,
+    pub role_label: String,
+    pub leader_label_value: String,
+    pub follower_label_value: String,
+    pub standby_leader_label_value: String,
+    pub tmp_role_label: Option<String>,
+    /// On a Pod while its data directory is being made.
+    pub bootstrap_labels: BTreeMap<String, String>,
+    /// Endpoints instead of ConfigMaps.
+    pub use_endpoints: bool,
+    /// `None`: the Pod's own.
+    pub pod_ip: Option<String>,
+    /// Never empty.
+    pub ports: Vec<KubernetesPort>,
+    pub bypass_api_service: bool,
+    /// Beside those that are retried anyway.
+    pub retriable_http_codes: Vec<u16>,
+    /// Instead of the service account's own authority.
+    pub cacert: Option<PathBuf>,
+    /// Of the kubeconfig, outside a Pod.
+    pub context: Option<String>,
+}
+
+/// (CFG-335)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesPort {
+    pub name: Option<String>,
+    pub port: u16,
+    pub protocol: Option<String>,
 }

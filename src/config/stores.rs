@@ -1,13 +1,14 @@
-//! Which store this configuration chooses. (CFG-006, CFG-300 … CFG-313, CFG-320 … CFG-323, CFG-340, CFG-341, CFG-409,
+//! Which store this configuration chooses. (CFG-006, CFG-300 … CFG-313, CFG-320 … CFG-323, CFG-330 … CFG-338, CFG-340, CFG-341, CFG-409,
 //! CFG-410)
 
+mod kubernetes;
 mod redis;
 mod zookeeper;
 
 use super::reader::Reader;
 use super::{
-    Address, BaseUnit, ConsulConsistency, ConsulSection, DcsSection, Etcd3Section, RaftSection,
-    Secret,
+    Address, BaseUnit, ConsulConsistency, ConsulSection, ConsulService, DcsSection, Etcd3Section,
+    RaftSection, Secret,
 };
 use serde_json::Value;
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ fn backend(section: &str) -> Backend {
         "consul" => Backend::NotCompiledIn("consul"),
         "etcd3" if cfg!(feature = "etcd") => Backend::Here,
         "etcd3" => Backend::NotCompiledIn("etcd"),
+        "kubernetes" if cfg!(feature = "kubernetes") => Backend::Here,
+        "kubernetes" => Backend::NotCompiledIn("kubernetes"),
         "raft" if cfg!(feature = "raft") => Backend::Here,
         "raft" => Backend::NotCompiledIn("raft"),
         "redis" if cfg!(feature = "redis") => Backend::Here,
@@ -39,7 +42,8 @@ fn backend(section: &str) -> Backend {
         "zookeeper" => Backend::NotCompiledIn("zookeeper"),
         "etcd" => Backend::Unknown("etcd's v2 API is not spoken; use section etcd3"),
         _ => Backend::Unknown(
-            "this version has no such backend; use section etcd3, consul, zookeeper, redis or raft",
+            "this version has no such backend; use section etcd3, consul, zookeeper, kubernetes, redis \
+             or raft",
         ),
     }
 }
@@ -52,7 +56,7 @@ pub(super) fn choose(root: &Reader<'_>) -> Option<DcsSection> {
         match there.first() {
             None => root.fail(
                 "no section for a store; add one: raft (the agents form it themselves), etcd3, \
-                 consul or zookeeper",
+                 consul, zookeeper or kubernetes",
             ),
             Some(first) => root.get(first).fail(match backend(first) {
                 Backend::NotCompiledIn(feature) => format!(
@@ -74,6 +78,7 @@ pub(super) fn choose(root: &Reader<'_>) -> Option<DcsSection> {
     match *chosen {
         "consul" => consul(&section).map(DcsSection::Consul),
         "etcd3" => etcd3(&section).map(DcsSection::Etcd3),
+        "kubernetes" => kubernetes::kubernetes(&section, root).map(DcsSection::Kubernetes),
         "redis" => redis::redis(&section).map(DcsSection::Redis),
         "zookeeper" => zookeeper::zookeeper(&section).map(DcsSection::ZooKeeper),
         _ => raft(&section).map(DcsSection::Raft),
@@ -136,6 +141,7 @@ fn consul(section: &Reader<'_>) -> Option<ConsulSection> {
         cacert: section.get("cacert").file(),
         cert: section.get("cert").file(),
         key: section.get("key").file(),
+        service: section.get("register_service").flag().then(|| service(section)),
     };
     let url = section.get("url");
     let listed = section.first(&["hosts", "host"]);
@@ -158,13 +164,20 @@ fn consul(section: &Reader<'_>) -> Option<ConsulSection> {
         // The agent of this machine, where every Consul has one.
         found.hosts.extend(Address::parse("127.0.0.1", Some(port)));
     }
-    if section.get("register_service").flag() {
-        section.get("register_service").warn(
-            "registering the service in Consul's catalogue is not built yet; ask the REST API, or \
-             keep the registration of your own",
-        );
-    }
     (!found.hosts.is_empty()).then_some(found)
+}
+
+/// (CFG-314, CFG-315)
+fn service(section: &Reader<'_>) -> ConsulService {
+    let mut tags = section.get("service_tags").texts();
+    tags.sort();
+    tags.dedup();
+    let interval = section.get("service_check_interval").text();
+    ConsulService {
+        tags,
+        check_interval: interval.unwrap_or_else(|| "5s".to_owned()),
+        check_tls_server_name: section.get("service_check_tls_server_name").text(),
+    }
 }
 
 fn etcd3(section: &Reader<'_>) -> Option<Etcd3Section> {

@@ -77,6 +77,16 @@ fn the_smallest_file_and_its_defaults() {
     assert_eq!(pg.create_replica_methods, [ReplicaMethod::Basebackup]);
 }
 
+/// Proves REST-348 (nothing is ever sent: such a node does not start; the section that Patroni drops
+/// is nothing to us either).
+#[test]
+fn citus_groups_are_refused_unless_dropped() {
+    let (_, warnings) = loaded(json!({"citus": {"group": "x", "database": "x"}}));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let groups = with(json!({"citus": {"group": 0, "database": "x"}})).to_string();
+    assert!(load_text(&groups).is_err());
+}
+
 /// Proves CFG-469: every missing or ill-typed key is one line with file, line and path.
 #[test]
 fn bad_values_are_named_with_path() {
@@ -93,6 +103,7 @@ fn bad_values_are_named_with_path() {
             "restapi.authentication.password",
             "is not defined",
         ),
+        (json!({"citus": {"group": 1, "database": "x"}}), "citus", "not coordinated"),
         (json!({"postgresql": null}), "postgresql", "is not defined"),
         (json!({"postgresql": "x"}), "postgresql", "mapping"),
         (json!({"postgresql": {"data_dir": null}}), "postgresql.data_dir", "is not defined"),
@@ -211,7 +222,6 @@ fn the_store_is_chosen_by_its_section() {
     for (section, text) in [
         (json!({}), "no section for a store"),
         (json!({"etcd": {"host": "h"}}), "etcd: etcd's v2 API is not spoken; use section etcd3"),
-        (json!({"kubernetes": {"labels": {}}}), "kubernetes: this version has no such backend"),
         (json!({"exhibitor": {"hosts": "h"}}), "exhibitor: this version has no such backend"),
     ] {
         let message = load_text(&without(section).to_string()).unwrap_err().to_string();
@@ -231,6 +241,11 @@ fn the_store_is_chosen_by_its_section() {
         let file = without(json!({"consul": {"host": "h"}})).to_string();
         let message = load_text(&file).unwrap_err().to_string();
         assert!(message.contains("build with: cargo build --features consul"), "{message}");
+    }
+    if !cfg!(feature = "kubernetes") {
+        let file = without(json!({"kubernetes": {"labels": {"a": "b"}}})).to_string();
+        let message = load_text(&file).unwrap_err().to_string();
+        assert!(message.contains("build with: cargo build --features kubernetes"), "{message}");
     }
     let (local, warnings) = loaded(json!({"zookeeper": {"hosts": "h"}}));
     assert_eq!(local.dcs.name(), "raft");
@@ -253,12 +268,13 @@ fn zookeeper_servers() {
         assert_eq!((hosts.join(" ").as_str(), zookeeper.tls), (found, None));
     }
     let section = json!({"hosts": "h", "use_ssl": true, "cacert": "/ca", "cert": "/c", "key": "/k",
-        "auth_data": {"digest": "bob:secret"}, "set_acls": {"CN=a": ["create", "ALL"], "world:anyone": "READ"}});
+        "key_password": "x", "auth_data": {"digest": "bob:secret"}, "set_acls": {"CN=a": ["create", "ALL"], "world:anyone": "READ"}});
     let (local, warnings) = loaded(json!({"raft": null, "zookeeper": section}));
     assert!(warnings.is_empty(), "{warnings:?}");
     let DcsSection::ZooKeeper(zookeeper) = local.dcs else { panic!("not zookeeper") };
     let tls = zookeeper.tls.expect("asked for");
     assert_eq!((tls.verify, tls.key), (true, Some("/k".into())));
+    assert_eq!(tls.key_password.expect("given").expose(), "x");
     assert_eq!(zookeeper.auth_data[0].0, "digest");
     assert_eq!(zookeeper.auth_data[0].1.expose(), "bob:secret");
     let rights = vec![ZooKeeperRight::Create, ZooKeeperRight::All];
@@ -268,12 +284,68 @@ fn zookeeper_servers() {
         (json!({"use_ssl": true}), "zookeeper.hosts: is not defined"),
         (json!({"hosts": "h:port"}), "zookeeper.hosts"),
         (json!({"hosts": "h", "set_acls": {"CN=a": ["FLY"]}}), "\"FLY\" is no right"),
-        (json!({"hosts": "h", "use_ssl": true, "key_password": "x"}), "openssl pkey"),
     ] {
         let wrong = with(json!({"raft": null, "zookeeper": section})).to_string();
         let message = load_text(&wrong).unwrap_err().to_string();
         assert!(message.contains(text), "{message}");
     }
+}
+
+/// Proves CFG-330 … CFG-338, CFG-061 (both names of a variable), and the top-level namespace of CFG-331.
+#[cfg(feature = "kubernetes")]
+#[test]
+fn kubernetes_objects() {
+    let section = json!({"labels": {"application": "patroni", "tier": 1}});
+    let (local, warnings) =
+        loaded(json!({"raft": null, "namespace": "/service/", "kubernetes": section}));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let DcsSection::Kubernetes(found) = local.dcs else { panic!("not kubernetes") };
+    assert_eq!((found.namespace.as_str(), found.labels["tier"].as_str()), ("default", "1"));
+    assert_eq!((found.scope_label.as_str(), found.role_label.as_str()), ("cluster-name", "role"));
+    let values =
+        [found.leader_label_value, found.follower_label_value, found.standby_leader_label_value];
+    assert_eq!(values, ["primary", "replica", "primary"]);
+    assert_eq!((found.use_endpoints, found.bypass_api_service), (false, false));
+    assert_eq!((found.ports.len(), found.ports[0].port, &found.pod_ip), (1, 5432, &None));
+    let section = json!({"labels": {"a": "b"}, "namespace": "db", "use_endpoints": "on",
+        "pod_ip": "10.0.0.1", "ports": [{"name": "postgresql", "port": 22432, "protocol": "TCP"}],
+        "retriable_http_codes": "401, 403", "bootstrap_labels": {"phase": "new"},
+        "tmp_role_label": "tmp", "leader_label_value": "master", "context": "c", "cacert": "/ca",
+        "bypass_api_service": true});
+    let (local, warnings) =
+        loaded(json!({"raft": null, "namespace": "other", "kubernetes": section}));
+    assert!(warnings.len() == 1 && warnings[0].contains("overrides"), "{warnings:?}");
+    let DcsSection::Kubernetes(found) = local.dcs else { panic!("not kubernetes") };
+    assert_eq!((found.namespace.as_str(), found.use_endpoints), ("other", true));
+    assert_eq!(found.retriable_http_codes, [401, 403]);
+    assert_eq!(found.ports[0].name.as_deref(), Some("postgresql"));
+    for (section, text) in [
+        (json!({"namespace": "x"}), "kubernetes.labels: is not defined"),
+        (json!({"labels": {"a": "b"}, "namespace": "a/b"}), "no namespace of Kubernetes"),
+        (json!({"labels": {"a": "b"}, "pod_ip": "127.0.0.1"}), "Endpoints refuse"),
+        (json!({"labels": {"a": "b"}, "pod_ip": "here"}), "an IP address is expected"),
+        (json!({"labels": {"a": "b"}, "ports": [{"port": 1}, {"port": 2}]}), "needs a name"),
+    ] {
+        let wrong = with(json!({"raft": null, "kubernetes": section})).to_string();
+        let message = load_text(&wrong).unwrap_err().to_string();
+        assert!(message.contains(text), "{message}");
+    }
+    let variables = environment(&[
+        ("PATRONI_KUBERNETES_LABELS", "a: b"),
+        ("PATRONI_KUBERNETES_USE_ENDPOINTS", "true"),
+        ("PATRONI_KUBERNETES_PORTS", r#"{"name": "pg", "port": 5433}"#),
+        ("PATRONI_KUBERNETES_POD_IP", "10.0.0.7"),
+        ("PATRONI_RETRIABLE_HTTP_CODES", "403"),
+        ("HOME", "/home/x"),
+    ]);
+    let mut file = tempfile::Builder::new().suffix(".yml").tempfile().unwrap();
+    file.write_all(with(json!({"raft": null})).to_string().as_bytes()).unwrap();
+    let (local, warnings) = load(Some(file.path()), &variables).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let DcsSection::Kubernetes(found) = local.dcs else { panic!("not kubernetes") };
+    assert_eq!((found.labels["a"].as_str(), found.use_endpoints), ("b", true));
+    assert_eq!((found.ports[0].port, found.pod_ip.as_deref()), (5433, Some("10.0.0.7")));
+    assert_eq!(found.retriable_http_codes, [403]);
 }
 
 /// Proves CFG-410, and that what Redis does not promise is said.
@@ -294,10 +366,21 @@ fn redis_servers() {
     assert_eq!(redis(json!({"hosts": "a, b:1, c"})).replicas, 1, "a majority with the first");
     let all = redis(json!({"hosts": ["a", "b"], "replicas": 1, "use_ssl": true, "cacert": "/ca"}));
     assert_eq!(all.tls.and_then(|tls| tls.cacert), Some("/ca".into()));
+    let asked = redis(json!({"sentinels": "s1, s2:5", "sentinel_password": "q", "password": "p"}));
+    assert_eq!((asked.hosts.len(), asked.replicas), (0, 1));
+    let sentinels = asked.sentinels.expect("they are there");
+    let hosts: Vec<String> = sentinels.hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        (hosts.join(" ").as_str(), sentinels.master.as_str()),
+        ("s1:26379 s2:5", "mymaster")
+    );
+    assert_eq!(sentinels.password.expect("given").expose(), "q");
     for (section, text) in [
         (json!({"db": 1}), "redis.hosts: is not defined"),
         (json!({"hosts": ["a", "b", "c"], "replicas": 0}), "with 3 servers at least 1"),
-        (json!({"hosts": "a", "sentinel": {"service": "m"}}), "Sentinel is not asked here"),
+        (json!({"hosts": "a", "sentinel": {"service": "m"}}), "write sentinels: [host:26379]"),
+        (json!({"sentinels": "a", "replicas": 0}), "servers that Sentinel replaces at least 1"),
+        (json!({"sentinels": ["a:b:c"], "hosts": "h"}), "is no host:port"),
     ] {
         let wrong = with(json!({"raft": null, "redis": section})).to_string();
         let message = load_text(&wrong).unwrap_err().to_string();
@@ -305,7 +388,7 @@ fn redis_servers() {
     }
 }
 
-/// Proves CFG-310, CFG-311, CFG-312 and CFG-313.
+/// Proves CFG-310, CFG-311, CFG-312, CFG-313, CFG-314 and CFG-315.
 #[cfg(feature = "consul")]
 #[test]
 fn consul_agents() {
@@ -337,8 +420,14 @@ fn consul_agents() {
         let (_, warnings) = loaded(json!({"raft": null, "consul": odd}));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
     }
-    let (_, warnings) = loaded(json!({"raft": null, "consul": {"register_service": true}}));
-    assert!(warnings[0].contains("consul.register_service"), "{warnings:?}");
+    let section = json!({"register_service": true, "service_tags": ["z", "a"],
+        "service_check_tls_server_name": "pg.example"});
+    let (local, warnings) = loaded(json!({"raft": null, "consul": section}));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let DcsSection::Consul(consul) = local.dcs else { panic!("not consul") };
+    let service = consul.service.expect("asked for");
+    assert_eq!((service.tags.join(" ").as_str(), service.check_interval.as_str()), ("a z", "5s"));
+    assert_eq!(service.check_tls_server_name.as_deref(), Some("pg.example"));
 }
 
 fn merge_values(mut base: Value, over: Value) -> Value {
@@ -617,11 +706,13 @@ fn the_examples_load_without_a_warning() {
     let etcd = include_str!("../../config-examples/etcd.yml");
     let consul = include_str!("../../config-examples/consul.yml");
     let zookeeper = include_str!("../../config-examples/zookeeper.yml");
+    let kubernetes = include_str!("../../config-examples/kubernetes.yml");
     for (text, compiled) in [
         (raft, cfg!(feature = "raft")),
         (etcd, cfg!(feature = "etcd")),
         (consul, cfg!(feature = "consul")),
         (zookeeper, cfg!(feature = "zookeeper")),
+        (kubernetes, cfg!(feature = "kubernetes")),
     ] {
         if !compiled {
             assert!(load_text(text).unwrap_err().to_string().contains("cargo build --features"));

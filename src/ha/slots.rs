@@ -3,7 +3,7 @@
 
 use crate::ha::ports::{Observation, Server, Slot, SlotPlan, WantedLogical};
 use crate::ha::settings::{ClusterType, PermanentKind, PermanentSlot, Settings};
-use hathi_dcs::{ClusterView, Lsn, MemberName, Millis, Status};
+use hathi_dcs::{ClusterView, Lsn, Member, MemberName, Millis, Status};
 use std::collections::BTreeMap;
 
 /// What the slots of this server should be.
@@ -80,6 +80,8 @@ fn for_members(
     for name in &view.status.retain_slots {
         seen.entry(name.clone()).or_insert(now);
     }
+    let mut here = Vec::new();
+    let mut behind = BTreeMap::new();
     for member in &view.members {
         let slot = member.name.slot_name();
         let from_me = member.data.replicatefrom().as_ref() == Some(&settings.me);
@@ -93,7 +95,12 @@ fn for_members(
             true
         };
         if member.name != settings.me && wanted && !member.data.tag_is_truthy("nostream") {
-            seen.insert(slot, now);
+            seen.insert(slot.clone(), now);
+        }
+        if from_me {
+            here.push(slot);
+        } else if let Some(lsn) = behind_another(view, member) {
+            behind.insert(slot, lsn);
         }
     }
     seen.remove(&mine);
@@ -101,14 +108,27 @@ fn for_members(
     seen.retain(|name, at| {
         let kept = now.since(*at) <= ttl;
         if kept {
-            // The leader's own slots move with their readers; elsewhere they follow the leader's.
-            let position = (!i_lead).then(|| view.status.slots.get(name).copied()).flatten();
+            // Slots that are read here move with their readers. Elsewhere they follow the leader's, and
+            // those of members behind another one what these have, or the log would be kept for ever.
+            let published = view.status.slots.get(name).filter(|_| !i_lead).copied();
+            let position = published.max(behind.get(name).copied());
+            let position = position.filter(|_| !here.contains(name));
             plan.slots.physical.insert(name.clone(), position);
         } else if !settings.slots.contains_key(name) {
             plan.slots.unwanted.push(name.clone());
         }
         kept || pg.slots.iter().any(|slot| slot.name == *name)
     });
+}
+
+/// How far a member is that streams from another one than the leader: what it has replayed it has on its
+/// disk. (PG-262, PG-264)
+fn behind_another(view: &ClusterView, member: &Member) -> Option<Lsn> {
+    let upstream = member.data.replicatefrom()?;
+    let leads = view.leader_name() == Some(&upstream);
+    (!leads && upstream != member.name && view.member(&upstream).is_some())
+        .then_some(member.data.replay_lsn)
+        .flatten()
 }
 
 /// PG-269 … PG-275.

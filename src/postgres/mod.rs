@@ -22,6 +22,7 @@ mod follow;
 mod from_config;
 mod hba;
 mod history;
+mod logical_slots;
 mod monitor;
 mod observe;
 mod pending;

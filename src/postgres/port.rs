@@ -45,11 +45,11 @@ impl Postgres for LocalPostgres {
     }
 
     async fn set_slots(&self, plan: &SlotPlan, by: Deadline) -> Result<(), PgError> {
-        self.bring_slots(&plan.physical, &plan.unwanted, by).await
+        self.bring_slots(plan, by).await
     }
 
-    async fn copy_logical_slots(&self, _: &Upstream, _: &[String]) -> Result<(), PgError> {
-        Err(Self::failed("logical slots", "not built yet"))
+    async fn copy_logical_slots(&self, source: &Upstream, names: &[String]) -> Result<(), PgError> {
+        self.copy_slots(source, names).await
     }
 
     async fn checkpoint(&self, by: Deadline) -> Result<(), PgError> {

@@ -90,6 +90,7 @@ pub struct Inner {
     pub(super) joining: AtomicBool,
     pub(super) fresh: Mutex<Option<super::observe::SharedLook>>,
     pub(super) managed: Mutex<super::synchronous::Managed>,
+    pub(super) logical: Mutex<super::logical_slots::Logical>,
     /// How long the last fast stops took. (HA-321)
     pub(super) fast_stops: Mutex<std::collections::VecDeque<u64>>,
     pub(super) disk_watch: Arc<super::disk_watch::DiskWatch>,
@@ -143,6 +144,7 @@ impl LocalPostgres {
             joining: AtomicBool::new(false),
             fresh: Mutex::new(None),
             managed: Mutex::default(),
+            logical: Mutex::default(),
             fast_stops: Mutex::default(),
             disk_watch: Arc::default(),
         }));

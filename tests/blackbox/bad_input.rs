@@ -84,8 +84,8 @@ async fn a_file_that_is_not_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_backend() {
-    let mut cluster = node(json!({"raft": null, "kubernetes": {"namespace": "default"}})).await;
-    refused(&mut cluster, &["node.yml", "kubernetes"]).await;
+    let mut cluster = node(json!({"raft": null, "exhibitor": {"hosts": "h"}})).await;
+    refused(&mut cluster, &["node.yml", "exhibitor", "kubernetes"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod crashes;
+mod examples;
 mod failsafe;
 mod guard;
 mod operator;
@@ -14,8 +15,10 @@ mod outage;
 mod pause;
 mod planned;
 mod reload;
+mod slots;
 mod standby;
 mod sync;
+mod tags;
 mod watchdog;
 
 use hathi_test_support::{Agent, Cluster, ClusterOptions, Store};
@@ -74,7 +77,7 @@ macro_rules! on_both_stores {
 macro_rules! on_another_store {
     ($store:ident, $options:expr) => {
         mod $store {
-            use super::{Store, crashes, guard, planned};
+            use super::{Store, crashes, guard, outage, planned};
 
             const STORE: Store = $options;
 
@@ -97,12 +100,25 @@ macro_rules! on_another_store {
             async fn guard_stops_postgres_when_the_agent_is_frozen() {
                 guard::guard_stops_postgres_when_the_agent_is_frozen(STORE).await;
             }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn store_down_at_start() {
+                outage::store_down_at_start(STORE).await;
+            }
         }
     };
 }
 
 on_another_store!(consul, Store::Consul { members: 1 });
 on_another_store!(zookeeper, Store::ZooKeeper { members: 1 });
+on_another_store!(redis, Store::Redis);
+on_another_store!(kubernetes, Store::Kubernetes { endpoints: true });
+
+/// Endpoints and ConfigMaps share all but their name; here the other one serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn kubernetes_out_of_reach() {
+    outage::store_out_of_reach(Store::Kubernetes { endpoints: false }).await;
+}
 
 on_both_stores! {
     planned::bootstrap_of_three,
@@ -133,6 +149,12 @@ on_both_stores! {
     sync::strict_waits_for_a_standby,
     sync::switched_on_and_off,
     sync::a_power_cut_costs_no_row,
+}
+
+/// The embedded store is never elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn etcd_down_at_start() {
+    outage::store_down_at_start(Store::Etcd { members: 1 }).await;
 }
 
 /// On the embedded store an outage of the store is one of the members: nobody is left to agree.

@@ -1,7 +1,7 @@
 //! The store is out of reach: nobody may lead without it, and the cluster returns with it.
 
-use crate::{PAUSE, SETTLED, TTL, cluster};
-use hathi_test_support::{Cluster, Store, Writers, check, sql};
+use crate::{PAUSE, SETTLED, TTL, cluster, options};
+use hathi_test_support::{Cluster, Store, Writers, check, sql, wait};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,9 @@ pub async fn store_out_of_reach(store: Store) {
 }
 
 fn freeze(cluster: &Cluster, leader: usize, on: bool) {
+    if let Some(kubernetes) = &cluster.kubernetes {
+        return if on { kubernetes.pause_whole() } else { kubernetes.resume_whole() };
+    }
     match &cluster.etcd {
         Some(etcd) if on => etcd.pause(),
         Some(etcd) => etcd.resume(),
@@ -52,4 +55,46 @@ fn freeze(cluster: &Cluster, leader: usize, on: bool) {
             }
         }
     }
+}
+
+/// The store is gone when an agent starts beside a PostgreSQL that runs: one line says what was tried,
+/// the agent goes on trying, and PostgreSQL is not touched until the store is back, nor after.
+///
+/// Proves DCS-077 on a real store.
+pub async fn store_down_at_start(store: Store) {
+    let mut options = options(store);
+    options.nodes = 2;
+    let mut cluster = Cluster::start(options).await;
+    let replica = 1 - cluster.leader().await.expect("the leader of a healthy cluster");
+    let postmaster = cluster.nodes[replica].postmaster();
+    assert!(postmaster.is_some(), "{}", cluster.report());
+    cluster.kill_agent(replica);
+    cluster.kill_store();
+    let log = cluster.nodes[replica].log();
+    let before = std::fs::read_to_string(&log).expect("the agent's log").len();
+    cluster.start_agent(replica);
+    let waits = || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let new = text.get(before..).unwrap_or_default();
+        let lines = new.lines().filter(|line| line.contains("waiting for the store"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    cluster
+        .wait("it says what it waits for", Duration::from_secs(30), || async {
+            if waits().is_empty() { Err("nothing yet".to_owned()) } else { Ok(()) }
+        })
+        .await;
+    // Longer than from one try to the next.
+    let untouched = wait::holds("PostgreSQL runs on", Duration::from_secs(18), || async {
+        let now = cluster.nodes[replica].postmaster();
+        if now == postmaster { Ok(()) } else { Err(format!("{now:?}, not {postmaster:?}")) }
+    });
+    untouched.await.unwrap_or_else(|why| panic!("{why}\n{}", cluster.report()));
+    assert!(cluster.agent_running(replica), "it gave up\n{}", cluster.report());
+    let said = waits();
+    assert_eq!(said.len(), 1, "one line, not {said:#?}");
+    assert!(said[0].contains("127.0.0.1:"), "it does not say what it tried: {}", said[0]);
+    cluster.restart_store().await;
+    cluster.healthy(SETTLED).await;
+    assert_eq!(cluster.nodes[replica].postmaster(), postmaster, "{}", cluster.report());
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// wall clock, so nobody loses the lead and clients notice nothing. Then a takeover, with every
 /// wall clock different.
 ///
-/// Proves DCS-T14 with a whole cluster.
+/// Proves DCS-T14, DCS-026 and DCS-310 with a whole cluster.
 pub async fn wall_clocks_jump(network: Arc<Network>, store: Store) {
     let mut options = options(&network, store);
     options.wall_clocks = true;

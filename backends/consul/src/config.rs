@@ -1,5 +1,6 @@
 //! How to reach Consul: what the section `consul` says.
 
+use crate::ServiceConfig;
 use std::path::PathBuf;
 
 /// The section `consul`, resolved. (CFG-310 … CFG-313)
@@ -24,6 +25,8 @@ pub struct ConsulConfig {
     pub cacert: Option<PathBuf>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
+    /// Register this node as a service of the first agent.
+    pub service: Option<ServiceConfig>,
 }
 
 impl Default for ConsulConfig {
@@ -39,6 +42,7 @@ impl Default for ConsulConfig {
             cacert: None,
             cert: None,
             key: None,
+            service: None,
         }
     }
 }

@@ -209,6 +209,18 @@ impl Agents {
         }
     }
 
+    /// One request to the agent of this machine: what is its affair alone.
+    pub async fn beside(&self, limit: Duration, call: &Call) -> Result<Answer, DcsError> {
+        let client = self.client()?;
+        let host = self.config.hosts.first().map_or("127.0.0.1:8500", String::as_str);
+        match self.attempt(client, host, limit, call).await? {
+            Attempt::Answered(answer) => Ok(answer),
+            Attempt::Unknown(why) | Attempt::NotNow(why) => {
+                Err(DcsError::unreachable(format!("consul {host}"), 0, why))
+            }
+        }
+    }
+
     async fn attempt(
         &self,
         client: &HttpClient,

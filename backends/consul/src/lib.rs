@@ -14,6 +14,7 @@ mod config;
 mod http;
 mod lock;
 mod records;
+mod service;
 mod session;
 mod store;
 mod tls;
@@ -21,4 +22,5 @@ mod txn;
 mod watcher;
 
 pub use config::{Consistency, ConsulConfig};
+pub use service::ServiceConfig;
 pub use store::{Consul, open};

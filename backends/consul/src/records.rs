@@ -11,6 +11,37 @@ fn restless(name: &str) -> DcsError {
     DcsError::unreachable("consul", 0, format!("the session was lost twice while writing {name}"))
 }
 
+impl Shared {
+    /// My member record, on my session. (DCS-118)
+    async fn publish(&self, value: &str, by: Deadline) -> Result<(), DcsError> {
+        let name = format!("members/{}", self.me);
+        for _ in 0..2 {
+            let session = self.session_for_member(by).await?;
+            let same = |entry: &Entry| entry.value == value && entry.lease == session;
+            if self.kept.known(&name).as_ref().is_some_and(same) {
+                return Ok(());
+            }
+            self.kept.forget(&name);
+            let lock = Op::lock(self.key(&name), value, &session);
+            let mut done = self.txn(by, std::slice::from_ref(&lock)).await?;
+            if let Done::Refused { .. } = done {
+                // It hangs on the session of my former life.
+                done = self.txn(by, &[Op::delete(self.key(&name)), lock]).await?;
+            }
+            match done {
+                Done::Committed { index } => {
+                    let index = i64::try_from(index).unwrap_or(0);
+                    let value = value.to_owned();
+                    self.kept.remember(&name, Entry { value, version: index, lease: session });
+                    return Ok(());
+                }
+                Done::SessionGone | Done::Refused { .. } => self.sessions.tenure.forget(&session),
+            }
+        }
+        Err(restless(&name))
+    }
+}
+
 #[async_trait]
 impl Records for Shared {
     /// Writes if the expectation is met. The new version is the index of the write. (DCS-119)
@@ -47,32 +78,11 @@ impl Records for Shared {
         }
     }
 
-    /// My member record, on my session. (DCS-118)
+    /// The record first: the catalogue is for clients, the record is for deciding.
     async fn set_member(&self, value: String, by: Deadline) -> Result<(), DcsError> {
-        let name = format!("members/{}", self.me);
-        for _ in 0..2 {
-            let session = self.session_for_member(by).await?;
-            let same = |entry: &Entry| entry.value == value && entry.lease == session;
-            if self.kept.known(&name).as_ref().is_some_and(same) {
-                return Ok(());
-            }
-            self.kept.forget(&name);
-            let lock = Op::lock(self.key(&name), &value, &session);
-            let mut done = self.txn(by, std::slice::from_ref(&lock)).await?;
-            if let Done::Refused { .. } = done {
-                // It hangs on the session of my former life.
-                done = self.txn(by, &[Op::delete(self.key(&name)), lock]).await?;
-            }
-            match done {
-                Done::Committed { index } => {
-                    let index = i64::try_from(index).unwrap_or(0);
-                    self.kept.remember(&name, Entry { value, version: index, lease: session });
-                    return Ok(());
-                }
-                Done::SessionGone | Done::Refused { .. } => self.sessions.tenure.forget(&session),
-            }
-        }
-        Err(restless(&name))
+        let written = self.publish(&value, by).await;
+        self.register(&value, by).await;
+        written
     }
 
     /// The race for the right to bootstrap. All contenders write the same empty value, so a lost

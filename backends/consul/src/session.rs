@@ -25,14 +25,14 @@ impl Sessions {
     }
 
     /// What is asked for: half of our ttl, or what the server allows. The ttl is in seconds.
-    fn wanted_ms(&self) -> (u32, u64) {
+    pub fn wanted_ms(&self) -> (u32, u64) {
         let timing = self.tenure.timing();
         (timing.ttl, (timing.ttl_ms() / 2).max(self.minimum_ms.load(Ordering::Relaxed)))
     }
 }
 
 /// `15.0s`, as Patroni writes it.
-fn seconds(ms: u64) -> String {
+pub(crate) fn seconds(ms: u64) -> String {
     let (whole, rest) = (ms / 1000, ms % 1000);
     if rest % 100 == 0 { format!("{whole}.{}s", rest / 100) } else { format!("{whole}.{rest:03}s") }
 }

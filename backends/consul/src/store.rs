@@ -2,6 +2,7 @@
 
 use crate::ConsulConfig;
 use crate::http::{Agents, Answer, Call, key_path};
+use crate::service::Service;
 use crate::session::Sessions;
 use async_trait::async_trait;
 use base64::Engine;
@@ -22,9 +23,11 @@ pub struct Shared {
     pub(crate) agents: Agents,
     /// Without the slash that other stores begin with. (DCS-050)
     pub(crate) prefix: String,
+    pub(crate) scope: String,
     pub(crate) me: MemberName,
     pub(crate) sessions: Sessions,
     pub(crate) kept: Kept<String>,
+    pub(crate) service: Service,
 }
 
 /// One key as Consul lists it.
@@ -67,10 +70,19 @@ impl Shared {
         let path = format!("{}?recurse=1{}", key_path(&self.key("")), self.agents.flags(true));
         let answer = self.agents.call(by, &Call::get(path)).await?;
         let keys = self.keys_in(&answer)?;
+        if keys.is_empty() {
+            self.may_read(by).await?;
+        }
         let index = i64::try_from(answer.index).unwrap_or(0);
         self.kept.read_again(marked, index);
         self.kept.took(&keys);
         Ok(view_of(&keys))
+    }
+
+    /// Consul leaves out of a list what one may not read: an empty cluster, and no word of rights. One
+    /// key by its name is refused.
+    pub(crate) async fn may_read(&self, by: Deadline) -> Result<(), DcsError> {
+        self.look("leader", by).await.map(drop)
     }
 
     /// One key as of now.
@@ -99,8 +111,10 @@ pub fn open(config: ConsulConfig, scope: Scope, me: MemberName, timing: Timing) 
         agents: Agents::new(config),
         prefix: scope.prefix().trim_start_matches('/').to_owned(),
         kept: Kept::new(&me),
+        scope: scope.scope().to_owned(),
         me,
         sessions,
+        service: Service::default(),
     }))
 }
 

@@ -11,7 +11,7 @@ use crate::http::{Call, key_path};
 use crate::store::{Keys, Shared};
 use hathi_dcs::flat::copy::differences;
 use hathi_dcs::flat::{Ended, READ_AGAIN, Wake};
-use hathi_dcs::{Change, DcsError};
+use hathi_dcs::{Change, DcsError, Deadline};
 use std::time::Duration;
 
 /// How long the store holds a query without news; a connection that died unseen is found out then.
@@ -44,6 +44,11 @@ impl Shared {
                 Ok(keys) => keys,
                 Err(error) => return error,
             };
+            if keys.is_empty()
+                && let Err(error) = self.may_read(Deadline::in_ms(SETUP.as_millis() as u64)).await
+            {
+                return error;
+            }
             let index = i64::try_from(answer.index).unwrap_or(0);
             let (woken, went_back) = match &seen {
                 None => (vec![Change::Everything], index < self.kept.own()),

@@ -12,6 +12,7 @@ pub mod outage;
 pub mod records;
 pub mod servers;
 mod strict;
+pub mod table;
 pub mod watching;
 
 use crate::{Dcs, DcsError, Deadline, Timing, boottime};
@@ -36,6 +37,8 @@ pub enum Needs {
     Faults,
     /// Faults of the network: servers of its own, behind something that can hold and cut answers.
     LostAnswers,
+    /// Rights that can be withdrawn: servers of its own.
+    Rights,
 }
 
 /// Which one of several store members a fault hits.
@@ -72,6 +75,16 @@ pub enum Fault {
     HoldAnswers,
     /// Ends `HoldAnswers`; answers still held may come or may be lost with their connection.
     ReleaseAnswers,
+    /// Answers still come, requests do not reach the store.
+    HoldRequests,
+    /// Ends `HoldRequests`; requests still held may arrive.
+    ReleaseRequests,
+    /// Everything the store sends comes so many milliseconds late; 0 ends it.
+    SlowAnswers(u32),
+    /// Whoever has no rights of his own, as all handles, may neither read nor write any more.
+    Forbid,
+    /// Ends `Forbid`.
+    Permit,
     /// So many answers pass, then the connection that carries the next one is cut before it; then
     /// all is well. An answer is whatever the store sends at once.
     CutAnswer(u32),
@@ -116,6 +129,11 @@ pub trait Store: Send + Sync {
     /// such a write is none, and nobody can lose anything by it.
     fn equal_bytes_are_a_write(&self) -> bool {
         true
+    }
+
+    /// Do members go with a lease? Where they do not, why.
+    fn members_expire(&self) -> Outcome {
+        Ok(())
     }
 
     /// The bytes in the store under a key of the cluster: `leader`, `members/pg1`.
@@ -177,6 +195,7 @@ tests! {
     watching::a_watch_survives_compaction,
     outage::a_paused_store_is_unreachable,
     outage::a_dead_store_is_unreachable_and_returns,
+    outage::a_pause_past_the_ttl_makes_no_second_owner,
     outage::without_quorum_nothing_is_promised,
     outage::a_short_deadline_is_kept,
     faults::one_killed_follower_costs_nothing,
@@ -186,6 +205,9 @@ tests! {
     faults::a_late_acquire_is_found_by_reading_again,
     faults::a_late_compare_and_set_is_found_by_reading_again,
     faults::a_write_while_paused_is_found_by_reading_again,
+    faults::requests_that_do_not_arrive_change_nothing,
+    faults::slow_answers_cost_time_only,
+    faults::withdrawn_rights_are_no_lost_lock,
     faults::a_lost_answer_is_no_lost_lock,
     faults::a_lost_answer_is_no_second_bootstrap,
 }

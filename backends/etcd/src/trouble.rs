@@ -116,7 +116,7 @@ pub(crate) fn never_sent(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Proves DCS-030 … DCS-036: no error of etcd's ever becomes a word about the lock.
+    /// Proves DCS-031, DCS-032, DCS-033, DCS-034, DCS-035 and DCS-036: no error of etcd's ever becomes a word about the lock.
     #[test]
     fn each_status_has_one_answer() {
         for (status, text, expected) in [

@@ -1,5 +1,6 @@
 //! How to reach Redis: what the section `redis` says.
 
+use crate::Sentinels;
 use redis::{
     Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, ProtocolVersion,
     RedisConnectionInfo, TlsCertificates,
@@ -15,8 +16,11 @@ pub struct RedisConfig {
     pub username: Option<String>,
     pub password: Option<String>,
     pub db: u32,
-    /// How many replicas must have a write before it counts. 0: the server stands alone.
+    /// How many replicas must have a write before it counts. 0: the server stands alone. With
+    /// Sentinel at least half of the servers that it knows, whatever is said here.
     pub replicas: u32,
+    /// Asked for the writable server instead of `hosts`, if there are some.
+    pub sentinels: Sentinels,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,22 +35,44 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|why| format!("{}: {why}", path.display()))
 }
 
+fn login(username: Option<&str>, password: Option<&str>) -> RedisConnectionInfo {
+    let mut login =
+        RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
+    if let Some(username) = username {
+        login = login.set_username(username);
+    }
+    if let Some(password) = password {
+        login = login.set_password(password);
+    }
+    login
+}
+
 impl RedisConfig {
     /// A client of one server. Blocks on the files, which are read anew for each connection.
     ///
     /// # Errors
     /// One line that says what is wrong.
     pub(crate) fn client(&self, host: &str, port: u16) -> Result<Client, String> {
-        let mut login = RedisConnectionInfo::default()
-            .set_db(i64::from(self.db))
-            .set_protocol(ProtocolVersion::RESP2)
-            .set_skip_set_lib_name();
-        if let Some(username) = &self.username {
-            login = login.set_username(username);
-        }
-        if let Some(password) = &self.password {
-            login = login.set_password(password);
-        }
+        let login = login(self.username.as_deref(), self.password.as_deref());
+        self.client_as(host, port, login.set_db(i64::from(self.db)))
+    }
+
+    /// The same for a Sentinel, which has users of its own and no numbered databases.
+    ///
+    /// # Errors
+    /// One line that says what is wrong.
+    pub(crate) fn sentinel_client(&self, host: &str, port: u16) -> Result<Client, String> {
+        let sentinels = &self.sentinels;
+        let login = login(sentinels.username.as_deref(), sentinels.password.as_deref());
+        self.client_as(host, port, login)
+    }
+
+    fn client_as(
+        &self,
+        host: &str,
+        port: u16,
+        login: RedisConnectionInfo,
+    ) -> Result<Client, String> {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let address = match self.tls {
             None => ConnectionAddr::Tcp(host, port),

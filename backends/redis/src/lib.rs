@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!  Dcs methods ── store, lock, records ──► server: one connection, one deadline per call
-//!        │                                   └── trust: may a lock that is not there be given away?
+//!        │                                   ├── trust: may a lock that is not there be given away?
+//!        │                                   └── sentinel: who is the writable server, where one is asked
 //!        └── Watched reads ── copy ◄── watcher (a subscription, and the moment the next key ends)
 //! ```
 //!
@@ -16,10 +17,12 @@
 mod config;
 mod lock;
 mod records;
+mod sentinel;
 mod server;
 mod store;
 mod trust;
 mod watcher;
 
 pub use config::{RedisConfig, Tls};
+pub use sentinel::Sentinels;
 pub use store::{Redis, open};

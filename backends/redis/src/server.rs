@@ -2,11 +2,13 @@
 //! DCS-301)
 
 use crate::RedisConfig;
+use crate::sentinel::{self, NoName};
 use crate::trust::{Server, Trust};
 use hathi_dcs::{DcsError, Deadline, boottime};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, RedisError, Script, Value};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex as Shelf, PoisonError};
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -52,6 +54,10 @@ pub(crate) struct Servers {
     script: Script,
     pub trust: Trust,
     current: AtomicUsize,
+    /// Whom Sentinel named last.
+    named: Shelf<Option<(String, u16)>>,
+    /// How many replicas must have a write.
+    replicas: AtomicU32,
     connection: Mutex<Option<Connection>>,
 }
 
@@ -95,11 +101,13 @@ impl Servers {
     /// `prefix`: what all keys of the cluster begin with, in braces, so that they lie together.
     pub fn new(config: RedisConfig, prefix: String) -> Self {
         Self {
+            replicas: AtomicU32::new(config.replicas),
             config,
             prefix,
             script: Script::new(SCRIPT),
             trust: Trust::default(),
             current: AtomicUsize::new(0),
+            named: Shelf::new(None),
             connection: Mutex::new(None),
         }
     }
@@ -108,9 +116,20 @@ impl Servers {
         format!("{}:changed", self.prefix)
     }
 
+    fn asks_sentinel(&self) -> bool {
+        !self.config.sentinels.hosts.is_empty()
+    }
+
     fn host(&self) -> (String, u16) {
         let which = self.current.load(Ordering::Relaxed);
-        let hosts = &self.config.hosts;
+        let hosts = match self.asks_sentinel() {
+            true => &self.config.sentinels.hosts,
+            false => &self.config.hosts,
+        };
+        let named = self.named.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(named) = named {
+            return named;
+        }
         let host = hosts.get(which % hosts.len().max(1)).cloned();
         host.unwrap_or_else(|| ("127.0.0.1".to_owned(), 6379))
     }
@@ -130,7 +149,27 @@ impl Servers {
         made.map_err(|why| DcsError::NotRetriable { store: self.store(), why })
     }
 
+    /// Lets Sentinel name the writable server.
+    async fn ask_sentinel(&self) -> Result<(), Trouble> {
+        let which = self.current.load(Ordering::Relaxed);
+        let named = match sentinel::ask(&self.config, which, ATTEMPT).await {
+            Ok(named) => named,
+            Err(NoName::NotNow(why)) => return Err(Trouble::NotNow(why)),
+            Err(NoName::Failed(error)) => return Err(self.judge(&error, false)),
+            Err(NoName::Broken(why)) => {
+                return Err(Trouble::Final(DcsError::NotRetriable { store: self.store(), why }));
+            }
+        };
+        // It may know fewer servers than there are, never more: the number does not fall.
+        self.replicas.fetch_max(named.least, Ordering::Relaxed);
+        *self.named.lock().unwrap_or_else(PoisonError::into_inner) = Some(named.server);
+        Ok(())
+    }
+
     async fn connect(&self) -> Result<Connection, Trouble> {
+        if self.asks_sentinel() {
+            self.ask_sentinel().await?;
+        }
         let client = self.client().map_err(Trouble::Final)?;
         let options = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ATTEMPT))
@@ -141,6 +180,13 @@ impl Servers {
         let server = Server::parse(&info.map_err(|error| self.judge(&error, false))?);
         if !server.writable {
             return Err(Trouble::NotNow("it is a replica, or still loading".to_owned()));
+        }
+        if let Some(rule) = &server.evicts {
+            let why = format!(
+                "maxmemory-policy is {rule}: the lock could be thrown away when memory is full; \
+                 set it to noeviction"
+            );
+            return Err(Trouble::Final(DcsError::NotRetriable { store: self.store(), why }));
         }
         self.trust.met(&server);
         let mut connection = Connection { redis: connection, identity: server.identity };
@@ -170,7 +216,7 @@ impl Servers {
 
     /// Enough replicas have what this connection wrote before.
     async fn replicated(&self, connection: &mut Connection) -> Result<(), Trouble> {
-        let wanted = i64::from(self.config.replicas);
+        let wanted = i64::from(self.replicas.load(Ordering::Relaxed));
         if wanted > 0 {
             let wait = redis::cmd("WAIT").arg(wanted).arg(REPLICAS.as_millis() as u64).to_owned();
             let have: i64 = wait
@@ -196,7 +242,7 @@ impl Servers {
 
     async fn attempt(&self, mut connection: Connection, args: &[String]) -> Result<Reply, Trouble> {
         let load = args.first().is_some_and(|op| op == "load");
-        if load && self.config.replicas > 0 {
+        if load && self.replicas.load(Ordering::Relaxed) > 0 {
             // A reading proves nothing: this server may have been replaced.
             self.probe(&mut connection).await?;
         }
@@ -278,6 +324,7 @@ impl Servers {
     async fn leave(&self, by: Deadline) {
         if let Ok(mut held) = timeout(by.left(), self.connection.lock()).await {
             *held = None;
+            *self.named.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.current.fetch_add(1, Ordering::Relaxed);
         }
     }

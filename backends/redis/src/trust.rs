@@ -24,6 +24,8 @@ pub(crate) struct Server {
     /// It has been a replica.
     pub promoted: bool,
     pub writable: bool,
+    /// It throws keys away when its memory is full, and says by which rule. (DCS-206)
+    pub evicts: Option<String>,
 }
 
 impl Server {
@@ -38,6 +40,9 @@ impl Server {
             uptime_ms: field("uptime_in_seconds").parse::<u64>().unwrap_or(0) * 1_000,
             promoted: former.bytes().any(|byte| byte != b'0'),
             writable: field("role") == "master" && field("loading") != "1",
+            evicts: Some(field("maxmemory_policy"))
+                .filter(|rule| !rule.is_empty() && rule != "noeviction")
+                .filter(|_| field("maxmemory") != "0"),
         }
     }
 }

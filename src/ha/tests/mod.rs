@@ -3,6 +3,7 @@
 //! The stage is scripted, not modelled: every port gives the answer the row says. What a whole
 //! cluster makes of the decisions is the simulator's question (tests/simulation).
 
+mod candidates;
 mod decisions;
 mod failsafe;
 mod operator;
@@ -13,7 +14,6 @@ mod rules;
 mod slots;
 mod stage;
 mod standby;
-mod synchronous;
 mod tasks;
 mod watchdog;
 mod wheel;

@@ -200,3 +200,27 @@ fn slots_that_nobody_knows() {
     let entry = IgnoredSlot::parse(&json!({"type": "logical", "database": "app"}));
     assert!(entry.matches(&logical("x", 1)) && !entry.matches(&physical("x", 1)));
 }
+
+/// Proves PG-262 and PG-264: the slot of a member behind another one is not read here, and moves with what
+/// that member has; one that is to be read here waits for its reader, however far the leader's is.
+#[test]
+fn slots_of_cascading_members_move_with_them() {
+    let behind_b = r#"{"state":"running","role":"replica","tags":{"replicatefrom":"b"},"replay_lsn":1500,"receive_lsn":1600}"#;
+    let plan = |scene: Scene, me: &str, leader_says: Option<u64>| {
+        let (mut settings, pg) = scene.facts();
+        (settings.use_slots, settings.me) = (true, me.into());
+        let mut view = scene.view();
+        view.members.retain(|one| one.name.as_str() != "c");
+        view.members.push(super::stage::member("c", behind_b));
+        view.status.slots = leader_says.map(|lsn| ("c".to_owned(), Lsn(lsn))).into_iter().collect();
+        let now = hathi_dcs::Millis(1_000_000);
+        let plan = slots::plan(&settings, &view, &pg, &mut Default::default(), true, now);
+        plan.slots.physical["c"]
+    };
+    assert_eq!(plan(Scene::leader(), "a", Some(900)), Some(Lsn(1500)), "the leader");
+    // Of another leader's cluster: b is its upstream, a is not.
+    for (published, expected) in [(None, 1500), (Some(900), 1500), (Some(1700), 1700)] {
+        assert_eq!(plan(Scene::leader(), "x", published), Some(Lsn(expected)), "a bystander");
+    }
+    assert_eq!(plan(Scene::leader(), "b", Some(1700)), None, "its upstream");
+}

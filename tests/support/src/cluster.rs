@@ -6,8 +6,8 @@ use crate::ports::Place;
 use crate::process::{Process, alive, belonging_to, signal_pid, tail};
 use crate::rest::{self, Answer};
 use crate::{
-    Consul, ConsulOptions, Etcd, EtcdOptions, EtcdVersion, Redis, RedisOptions, StoreServers,
-    ZooKeeper, ZooKeeperOptions, osuser, ports, sql, wait, yaml,
+    Consul, ConsulOptions, Etcd, EtcdOptions, EtcdVersion, Kubernetes, KubernetesOptions, Redis,
+    RedisOptions, StoreServers, ZooKeeper, ZooKeeperOptions, osuser, ports, sql, wait, yaml,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -38,6 +38,8 @@ pub enum Store {
     ZooKeeper { members: usize },
     /// One Redis server.
     Redis,
+    /// An API server with a Pod for each node, in Endpoints or in ConfigMaps.
+    Kubernetes { endpoints: bool },
 }
 
 #[derive(Clone, Debug)]
@@ -120,6 +122,7 @@ pub struct Cluster {
     pub consul: Option<Consul>,
     pub zookeeper: Option<ZooKeeper>,
     pub redis: Option<Redis>,
+    pub kubernetes: Option<Kubernetes>,
     options: ClusterOptions,
     dir: tempfile::TempDir,
     _owner: Owner,
@@ -131,7 +134,11 @@ impl Cluster {
     /// Directories, files, ports and the store, but no agent yet.
     pub async fn prepare(options: ClusterOptions) -> Self {
         let etcd = match options.store {
-            Store::Raft | Store::Consul { .. } | Store::ZooKeeper { .. } | Store::Redis => None,
+            Store::Raft
+            | Store::Consul { .. }
+            | Store::ZooKeeper { .. }
+            | Store::Redis
+            | Store::Kubernetes { .. } => None,
             Store::Etcd { members } => {
                 let etcd_options = EtcdOptions::new(options.etcd, members);
                 Some(Etcd::start_on(etcd_options, options.network.as_deref()).await)
@@ -141,19 +148,21 @@ impl Cluster {
             Store::Consul { members } => {
                 Some(Consul::start(ConsulOptions { members, ..ConsulOptions::default() }).await)
             }
-            Store::Raft | Store::Etcd { .. } | Store::ZooKeeper { .. } | Store::Redis => None,
+            _ => None,
         };
         let zookeeper = match options.store {
             Store::ZooKeeper { members } => {
                 Some(ZooKeeper::start(ZooKeeperOptions::new(members)).await)
             }
-            Store::Raft | Store::Etcd { .. } | Store::Consul { .. } | Store::Redis => None,
+            _ => None,
         };
         let redis = match options.store {
             Store::Redis => Some(Redis::start(RedisOptions::default()).await),
-            Store::Raft | Store::Etcd { .. } | Store::Consul { .. } | Store::ZooKeeper { .. } => {
-                None
-            }
+            _ => None,
+        };
+        let kubernetes = match options.store {
+            Store::Kubernetes { .. } => Some(Kubernetes::start(KubernetesOptions::default()).await),
+            _ => None,
         };
         let redis_hosts = redis.iter().flat_map(Redis::hosts);
         let redis_hosts: Vec<_> =
@@ -163,6 +172,9 @@ impl Cluster {
         leftovers::clean("hathi-cluster-");
         let dir = osuser::server_dir("hathi-cluster-");
         let owner = Owner::of(dir.path()).expect("the lock of the run's directory");
+        if let Some(kubernetes) = &kubernetes {
+            kubernetes.lend_access(dir.path());
+        }
         let hathi = executable_by_servers(&options.hathi, dir.path());
         let raft: Vec<SocketAddr> = (0..options.nodes)
             .map(|i| match &options.network {
@@ -192,9 +204,23 @@ impl Cluster {
                 let places =
                     yaml::Places { name: &name, dir: &at, host, clients, pg_port, rest_port };
                 let store = match (&options.store, &etcd) {
+                    // Patroni knows one address only.
+                    (Store::Consul { members: 1 }, _) => {
+                        json!({"consul": {"host": consul_hosts[0]}})
+                    }
                     (Store::Consul { .. }, _) => json!({"consul": {"hosts": consul_hosts}}),
                     (Store::ZooKeeper { .. }, _) => {
                         json!({"zookeeper": {"hosts": zookeeper_hosts}})
+                    }
+                    (Store::Kubernetes { endpoints }, _) => {
+                        let labels = json!({"application": "patroni", "cluster-name": yaml::SCOPE});
+                        let pods = kubernetes.as_ref().expect("started with this store");
+                        pods.make_pod("default", &name, &labels);
+                        json!({"kubernetes": {
+                            "context": "golden", "labels": {"application": "patroni"},
+                            "use_endpoints": endpoints,
+                            "ports": [{"name": "postgresql", "port": pg_port}],
+                        }})
                     }
                     (Store::Redis, _) => json!({"redis": {"hosts": redis_hosts}}),
                     (Store::Raft, _) | (_, None) => raft_section(&at, &raft, i),
@@ -212,7 +238,19 @@ impl Cluster {
             })
             .collect();
         let started = Instant::now();
-        Self { nodes, etcd, consul, zookeeper, redis, options, dir, _owner: owner, hathi, started }
+        Self {
+            nodes,
+            etcd,
+            consul,
+            zookeeper,
+            redis,
+            kubernetes,
+            options,
+            dir,
+            _owner: owner,
+            hathi,
+            started,
+        }
     }
 
     /// Starts everything and waits until one leads and all others stream from it.
@@ -374,6 +412,24 @@ impl Cluster {
         }
     }
 
+    /// kill -9 of every server of the store.
+    pub fn kill_store(&mut self) {
+        self.etcd.iter_mut().for_each(|etcd| etcd.kill_all());
+        self.consul.iter_mut().for_each(|consul| consul.kill_all());
+        self.zookeeper.iter_mut().for_each(|zookeeper| zookeeper.kill_all());
+        self.redis.iter_mut().for_each(|redis| redis.kill_all());
+        self.kubernetes.iter_mut().for_each(|kubernetes| kubernetes.kill_whole());
+    }
+
+    /// Ends [`Self::kill_store`]: on its old data, and serving.
+    pub async fn restart_store(&mut self) {
+        revive(self.etcd.as_mut()).await;
+        revive(self.consul.as_mut()).await;
+        revive(self.zookeeper.as_mut()).await;
+        revive(self.redis.as_mut()).await;
+        revive(self.kubernetes.as_mut()).await;
+    }
+
     /// The guard of node `i`, if one runs.
     pub fn guard_pid(&self, i: usize) -> Option<u32> {
         belonging_to(&self.nodes[i].dir).into_iter().find(|pid| {
@@ -474,6 +530,39 @@ impl Cluster {
         .await
     }
 
+    /// Changes the file of node `i`, as a whole; a running agent hears of it by SIGHUP.
+    pub fn change_file(&self, i: usize, change: impl FnOnce(&mut Value)) {
+        let file = self.nodes[i].yaml();
+        let text = std::fs::read_to_string(&file).expect("the node's file");
+        let mut whole = serde_json::from_str(&text).expect("JSON");
+        change(&mut whole);
+        let new = file.with_extension("new");
+        std::fs::write(&new, whole.to_string()).expect("the node's file");
+        osuser::give(&new);
+        std::fs::rename(&new, &file).expect("the node's file");
+        if self.nodes[i].agent_pid().is_some() {
+            self.signal_agent(i, Signal::HUP);
+        }
+    }
+
+    /// Gives node `i` exactly these tags, by its file and SIGHUP, and waits until all running agents
+    /// know of them.
+    pub async fn tag(&self, i: usize, tags: &Value) {
+        self.change_file(i, |file| file["tags"] = tags.clone());
+        let name = self.nodes[i].name.as_str();
+        for node in (0..self.nodes.len()).filter(|node| self.nodes[*node].process.is_some()) {
+            self.wait("the tags on every member", Duration::from_secs(15), || async {
+                let shown = self.get(node, "/cluster").await?.json();
+                let members = shown["members"].as_array().cloned().unwrap_or_default();
+                let mine = members.iter().find(|member| member["name"] == name);
+                let mine = mine.and_then(|member| member.get("tags")).cloned();
+                let mine = mine.unwrap_or_else(|| json!({}));
+                if mine == *tags { Ok(()) } else { Err(shown.to_string()) }
+            })
+            .await;
+        }
+    }
+
     /// Waits, and fails with the tail of every log.
     pub async fn wait<T, F, Fut>(&self, what: &str, within: Duration, probe: F) -> T
     where
@@ -560,6 +649,13 @@ fn executable_by_servers(binary: &Path, dir: &Path) -> PathBuf {
         std::fs::copy(binary, &here).unwrap_or_else(|e| panic!("{}: {e}", binary.display()));
     }
     here
+}
+
+async fn revive(servers: Option<&mut impl StoreServers>) {
+    if let Some(servers) = servers {
+        servers.start_all();
+        servers.ready().await;
+    }
 }
 
 fn brief(answer: &Result<Answer, String>) -> String {

@@ -22,6 +22,8 @@ pub struct ConsulOptions {
     pub proxied: bool,
     /// The only token that may do anything.
     pub token: Option<String>,
+    /// With `token`: others may do everything until a policy says otherwise.
+    pub open: bool,
     /// The shortest session, if not Consul's own ten seconds.
     pub session_ttl_min: Option<&'static str>,
 }
@@ -147,8 +149,9 @@ impl StoreServers for Consul {
                 config["session_ttl_min"] = json!(minimum);
             }
             if let Some(token) = &self.options.token {
+                let policy = if self.options.open { "allow" } else { "deny" };
                 config["acl"] =
-                    json!({"enabled": true, "default_policy": "deny", "tokens": {"master": token}});
+                    json!({"enabled": true, "default_policy": policy, "tokens": {"master": token}});
             }
             if let Some(certs) = &self.certs {
                 config["ca_file"] = json!(certs.ca);

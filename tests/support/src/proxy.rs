@@ -1,10 +1,10 @@
-//! A TCP proxy on loopback that can hold answers back or cut a connection before one, for the
-//! outcomes that only a network can make unknown.
+//! A TCP proxy on loopback that can hold one direction back, make answers slow or cut a connection
+//! before one, for the outcomes that only a network can make unknown.
 
 use crate::ports::free_port;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -13,6 +13,8 @@ struct Shared {
     upstream: u16,
     closing: AtomicBool,
     held: AtomicBool,
+    requests_held: AtomicBool,
+    slow_ms: AtomicU64,
     /// How many answers still pass before the cut; negative: none is cut.
     cut_after: AtomicI64,
     connections: Mutex<Vec<TcpStream>>,
@@ -33,6 +35,8 @@ impl Proxy {
             upstream,
             closing: AtomicBool::new(false),
             held: AtomicBool::new(false),
+            requests_held: AtomicBool::new(false),
+            slow_ms: AtomicU64::new(0),
             cut_after: AtomicI64::new(-1),
             connections: Mutex::new(Vec::new()),
         });
@@ -53,6 +57,16 @@ impl Proxy {
         self.shared.held.store(yes, Ordering::Release);
     }
 
+    /// Answers pass, requests wait.
+    pub fn hold_requests(&self, yes: bool) {
+        self.shared.requests_held.store(yes, Ordering::Release);
+    }
+
+    /// Whatever the server sends at once is this much late.
+    pub fn slow_answers(&self, ms: u64) {
+        self.shared.slow_ms.store(ms, Ordering::Release);
+    }
+
     /// `passing` answers come through, then the connection of the next one is cut before it.
     pub fn cut_answer(&self, passing: u32) {
         self.shared.cut_after.store(i64::from(passing), Ordering::Release);
@@ -68,7 +82,8 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::Release);
-        self.shared.held.store(false, Ordering::Release);
+        self.hold_answers(false);
+        self.hold_requests(false);
         self.cut_all();
         // Wakes the accepting thread, which then ends.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
@@ -86,9 +101,10 @@ impl Shared {
         let _ = server.set_nodelay(true);
         let (Ok(c), Ok(s)) = (client.try_clone(), server.try_clone()) else { return };
         self.connections().extend([c, s]);
-        let (Ok(mut from), Ok(mut to)) = (client.try_clone(), server.try_clone()) else { return };
+        let (Ok(from), Ok(to)) = (client.try_clone(), server.try_clone()) else { return };
+        let shared = self.clone();
         thread::spawn(move || {
-            let _ = std::io::copy(&mut from, &mut to);
+            shared.pass_requests(from, &to);
             let _ = to.shutdown(Shutdown::Both);
         });
         let shared = self.clone();
@@ -98,12 +114,25 @@ impl Shared {
         });
     }
 
+    fn pass_requests(&self, mut client: TcpStream, mut server: &TcpStream) {
+        let mut bytes = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = client.read(&mut bytes) {
+            while self.requests_held.load(Ordering::Acquire) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            if server.write_all(&bytes[..count]).is_err() {
+                return;
+            }
+        }
+    }
+
     fn pass_answers(&self, mut server: TcpStream, mut client: &TcpStream) {
         let mut bytes = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = server.read(&mut bytes) {
             while self.held.load(Ordering::Acquire) {
                 thread::sleep(Duration::from_millis(5));
             }
+            thread::sleep(Duration::from_millis(self.slow_ms.load(Ordering::Acquire)));
             let left = self.cut_after.load(Ordering::Acquire);
             if left >= 0 {
                 self.cut_after.store(left - 1, Ordering::Release);

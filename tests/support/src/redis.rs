@@ -25,6 +25,8 @@ pub struct RedisOptions {
     pub forgetful: bool,
     /// Servers that follow the first.
     pub replicas: usize,
+    /// Three Sentinels that promote another server a second after the writable one died.
+    pub sentinels: bool,
 }
 
 /// Redis servers of their own, ended and removed when dropped; the first is the writable one.
@@ -32,9 +34,13 @@ pub struct Redis {
     options: RedisOptions,
     ports: Vec<u16>,
     seats: Seats,
+    sentinels: Vec<(u16, Option<Process>)>,
     pub certs: Option<Certs>,
     dir: tempfile::TempDir,
 }
+
+/// What the Sentinels call the servers.
+pub const MASTER: &str = "hathi";
 
 impl Redis {
     /// Starts the servers and waits until they serve.
@@ -50,10 +56,84 @@ impl Redis {
                 port
             })
             .collect();
-        let mut redis = Self { options, ports, seats, certs, dir };
+        let sentinels = (0..if options.sentinels { 3 } else { 0 }).map(|_| (free_port(), None));
+        let sentinels = sentinels.collect();
+        let mut redis = Self { options, ports, seats, sentinels, certs, dir };
         redis.start_all();
         redis.ready().await;
+        if redis.options.sentinels {
+            redis.start_sentinels().await;
+        }
         redis
+    }
+
+    /// Starts the three, and waits until each knows the other two and every replica.
+    async fn start_sentinels(&mut self) {
+        for i in 0..self.sentinels.len() {
+            let port = self.sentinels[i].0;
+            let file = self.dir.path().join(format!("s{i}.conf"));
+            let text = format!(
+                "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {MASTER} 127.0.0.1 {} 2\n\
+                 sentinel down-after-milliseconds {MASTER} 1000\n\
+                 sentinel failover-timeout {MASTER} 5000\n",
+                self.dir.path().display(),
+                self.ports[0]
+            );
+            std::fs::write(&file, text).expect("a file can be written");
+            osuser::give(&file);
+            let mut command = Command::new(BINARY);
+            command.arg(&file).arg("--sentinel");
+            let log = self.dir.path().join(format!("s{i}.log"));
+            self.sentinels[i].1 = Some(Process::start(command, &log));
+        }
+        let whole = wait::until("every Sentinel knows all", Duration::from_secs(60), || async {
+            for (port, _) in &self.sentinels {
+                let said = Self::asks(*port, &["SENTINEL", "MASTER", MASTER])?;
+                let replicas = format!("num-slaves\r\n$1\r\n{}", self.options.replicas);
+                for word in [replicas.as_str(), "num-other-sentinels\r\n$1\r\n2"] {
+                    if !said.contains(word) {
+                        return Err(format!("{word:?} is not in {said:?}"));
+                    }
+                }
+            }
+            Ok(())
+        });
+        if let Err(why) = whole.await {
+            panic!("{why}\n{}", tail(&self.dir.path().join("s0.log"), 20));
+        }
+    }
+
+    pub fn sentinel_hosts(&self) -> Vec<(String, u16)> {
+        self.sentinels.iter().map(|(port, _)| ("127.0.0.1".to_owned(), *port)).collect()
+    }
+
+    /// kill -9.
+    pub fn kill_sentinel(&mut self, which: usize) {
+        self.sentinels[which].1 = None;
+    }
+
+    /// What a server says to a command, in its own words.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn asks(port: u16, words: &[&str]) -> Result<String, String> {
+        Self::asks_as(port, &[&words.join(" ")])
+    }
+
+    /// The same with several commands on one connection.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn asks_as(port: u16, commands: &[&str]) -> Result<String, String> {
+        let ask = || {
+            let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            stream.write_all(format!("{}\r\nQUIT\r\n", commands.join("\r\n")).as_bytes())?;
+            let mut said = String::new();
+            stream.read_to_string(&mut said)?;
+            Ok::<_, std::io::Error>(said)
+        };
+        ask().map_err(|why| why.to_string())
     }
 
     /// Host and port of what clients connect to: the proxies if there are some.

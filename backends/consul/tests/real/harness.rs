@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hathi_consul::{Consul as Backend, ConsulConfig, open};
 use hathi_dcs::conformance::servers::Patient;
-use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store};
+use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store, until};
 use hathi_dcs::{Dcs, MemberName, Scope, Timing};
 use hathi_test_support::{Consul, ConsulOptions};
 use serde_json::{Value, json};
@@ -34,12 +34,14 @@ impl ConsulHarness {
         Arc::new(Self { members, healthy: OnceCell::new(), scopes: AtomicU32::new(0) })
     }
 
-    async fn start(&self, proxied: bool) -> Arc<Mutex<Consul>> {
+    fn options(&self, proxied: bool) -> ConsulOptions {
         let members = self.members;
         let session_ttl_min = Some("200ms");
-        let options =
-            ConsulOptions { members, proxied, session_ttl_min, ..ConsulOptions::default() };
-        Arc::new(Mutex::new(Consul::start(options).await))
+        ConsulOptions { members, proxied, session_ttl_min, ..ConsulOptions::default() }
+    }
+
+    async fn start(&self, proxied: bool) -> Arc<Mutex<Consul>> {
+        Arc::new(Mutex::new(Consul::start(self.options(proxied)).await))
     }
 }
 
@@ -54,6 +56,11 @@ impl Harness for ConsulHarness {
             Needs::Health => self.healthy.get_or_init(|| self.start(false)).await.clone(),
             Needs::Faults => self.start(false).await,
             Needs::LostAnswers => self.start(true).await,
+            Needs::Rights => {
+                let token = Some("3f1b7a70-0f3b-4d0e-9d34-0d2d2c1d9e12".to_owned());
+                let options = ConsulOptions { token, open: true, ..self.options(false) };
+                Arc::new(Mutex::new(Consul::start(options).await))
+            }
         };
         // A name that is the beginning of another one's must not matter.
         let scope = format!("batman{}", self.scopes.fetch_add(1, Ordering::Relaxed));
@@ -74,7 +81,20 @@ struct ConsulStore {
     members: usize,
 }
 
+/// Who shows no token.
+const ANONYMOUS: &str = "/v1/acl/token/00000000-0000-0000-0000-000000000002";
+
 impl ConsulStore {
+    async fn told(&self, path: &str, body: &Value) {
+        let consul = self.patient.servers.lock().await;
+        // A young Consul is not done with its own access control yet.
+        until(path, 20_000, || async {
+            let answer = consul.request("PUT", path, Some(body)).await.ok()?;
+            (answer.status == 200).then_some(())
+        })
+        .await;
+    }
+
     async fn listed(&self, key: &str) -> Option<Value> {
         let path = format!("/v1/kv/service/{}/{key}?consistent", self.scope);
         let consul = self.patient.servers.lock().await;
@@ -136,6 +156,14 @@ impl Store for ConsulStore {
                 let gone = consul.request("PUT", &path, None).await.expect("a healthy Consul");
                 assert_eq!(gone.body.trim(), "true", "the member has a session");
             }
+            Fault::Forbid => {
+                let rules =
+                    r#"key_prefix "" { policy = "deny" } session_prefix "" { policy = "deny" }"#;
+                let policy = json!({"Name": "nothing", "Rules": rules});
+                self.told("/v1/acl/policy", &policy).await;
+                self.told(ANONYMOUS, &json!({"Policies": [{"Name": "nothing"}]})).await;
+            }
+            Fault::Permit => self.told(ANONYMOUS, &json!({"Policies": []})).await,
             // Consul keeps no history; what is left of the fault is the cut.
             _ => self.patient.servers.lock().await.proxies().for_each(|proxy| proxy.cut_all()),
         }

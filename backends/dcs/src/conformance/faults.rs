@@ -185,3 +185,102 @@ pub async fn a_lost_answer_is_no_second_bootstrap(harness: &dyn Harness) -> Outc
     }
     Ok(())
 }
+
+/// Proves DCS-T4 (cut in one direction: from the agent to the store) and DCS-024.
+pub async fn requests_that_do_not_arrive_change_nothing(harness: &dyn Harness) -> Outcome {
+    let case = Case::lossy(harness).await;
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    a.acquire_leader(soon()).await.expect("a free lock");
+    latest(&*b).await;
+    case.store.inflict(Fault::HoldRequests).await?;
+    let by = Deadline::in_ms(1_200);
+    let (renewed, acquired, read) =
+        tokio::join!(a.renew_leader(by), b.acquire_leader(by), b.load(Freshness::Latest, by));
+    super::assert_unreachable("renewal", renewed);
+    super::assert_unreachable("acquire", acquired);
+    super::assert_unreachable("read", read);
+    case.store.inflict(Fault::ReleaseRequests).await?;
+    until("the store answers again", 15_000, || async { a.renew_leader(soon()).await.ok() }).await;
+    super::assert_not_owner("held", b.acquire_leader(soon()).await);
+    assert_eq!(holder(&*b).await.as_deref(), Some("a"));
+    Ok(())
+}
+
+/// Proves DCS-T4 (slow) and DCS-301: what comes in time counts, what comes later is unknown, and
+/// nothing is lost by it.
+pub async fn slow_answers_cost_time_only(harness: &dyn Harness) -> Outcome {
+    let case = Case::lossy(harness).await;
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    a.acquire_leader(soon()).await.expect("a free lock");
+    let mut wakes = b.watch();
+    standing(&*a, &mut wakes).await;
+    case.store.inflict(Fault::SlowAnswers(150)).await?;
+    for n in 0..3 {
+        a.renew_leader(soon()).await.expect("it answers in time");
+        super::assert_not_owner("held", b.acquire_leader(soon()).await);
+        let status = Status { optime: Lsn(n + 1), ..Status::default() };
+        a.write_status(&status, soon()).await.expect("it answers in time");
+        assert_eq!(latest(&*b).await.status, status);
+    }
+    case.store.inflict(Fault::SlowAnswers(3_000)).await?;
+    let by = Deadline::in_ms(1_000);
+    let (renewed, acquired) = tokio::join!(a.renew_leader(by), b.acquire_leader(by));
+    super::assert_unreachable("renewal", renewed);
+    super::assert_unreachable("acquire", acquired);
+    case.store.inflict(Fault::SlowAnswers(0)).await?;
+    until("the store answers again", 15_000, || async { a.renew_leader(soon()).await.ok() }).await;
+    assert_eq!(holder(&*b).await.as_deref(), Some("a"));
+    standing(&*a, &mut wakes).await;
+    Ok(())
+}
+
+/// Proves DCS-T8 (rights withdrawn while running), DCS-036 and DCS-041: who may not look learns
+/// nothing about the lock: it is neither lost nor free, and the cluster is not empty.
+pub async fn withdrawn_rights_are_no_lost_lock(harness: &dyn Harness) -> Outcome {
+    let quick = harness.quick();
+    let timing = crate::Timing { ttl: quick.ttl.max(15), loop_wait: 1, retry_timeout: 3 };
+    let case = Case { store: harness.fresh(super::Needs::Rights).await, timing };
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    a.acquire_leader(soon()).await.expect("a free lock");
+    a.write_member(&crate::MemberData::default(), soon()).await.expect("a healthy store");
+    b.write_initialize("7711467298858918990", Expect::Absent, soon()).await.expect("absent");
+    latest(&*b).await;
+    case.store.inflict(Fault::Forbid).await?;
+    fn says_nothing<T: std::fmt::Debug>(what: &str, answer: Result<T, DcsError>) -> bool {
+        let silent = matches!(
+            answer,
+            Err(DcsError::Refused { .. }
+                | DcsError::Unreachable { .. }
+                | DcsError::NotRetriable { .. })
+        );
+        assert!(silent || answer.is_ok(), "{what}: {answer:?} from a store that may not be asked");
+        silent
+    }
+    // Some stores keep what they know of rights for a moment.
+    until("the rights are gone", 10_000, || async {
+        let written = a.write_history(&crate::History::default(), Deadline::in_ms(1_500)).await;
+        says_nothing("history", written).then_some(())
+    })
+    .await;
+    for _ in 0..3 {
+        let by = Deadline::in_ms(1_500);
+        let (renewed, acquired, begun, read) = tokio::join!(
+            a.renew_leader(by),
+            b.acquire_leader(by),
+            b.write_initialize("", Expect::Absent, by),
+            b.load(Freshness::Latest, by),
+        );
+        says_nothing("renewal", renewed);
+        assert!(says_nothing("acquire", acquired), "a lock that is held was given away");
+        assert!(says_nothing("initialize", begun), "a cluster was begun a second time");
+        if let Ok(view) = read {
+            assert_eq!(view.leader_name(), Some(&"a".into()), "{view:?}");
+            assert!(view.initialize.is_some(), "the cluster looks empty: {view:?}");
+        }
+    }
+    case.store.inflict(Fault::Permit).await?;
+    until("the rights are back", 15_000, || async { a.renew_leader(soon()).await.ok() }).await;
+    super::assert_not_owner("held", b.acquire_leader(soon()).await);
+    assert_eq!(holder(&*b).await.as_deref(), Some("a"));
+    Ok(())
+}

@@ -4,7 +4,7 @@ use super::lock::{holder, latest};
 use super::{Case, Fault, Harness, Outcome, assert_unreachable, soon, until};
 use crate::{
     Dcs, DcsError, Deadline, Expect, Failover, Failsafe, Freshness, History, Lsn, MemberData,
-    Status, Sync,
+    Status, Sync, boottime,
 };
 use serde_json::Map;
 
@@ -64,7 +64,7 @@ pub async fn a_paused_store_is_unreachable(harness: &dyn Harness) -> Outcome {
     Ok(())
 }
 
-/// Proves DCS-T4 (refused), DCS-005 and the store's own promise: what was acknowledged survives.
+/// Proves DCS-T4 (refused), DCS-042, DCS-139 (no call waits beyond its deadline for a connection) and the store's own promise: what was acknowledged survives.
 pub async fn a_dead_store_is_unreachable_and_returns(harness: &dyn Harness) -> Outcome {
     let case = Case::faulty(harness).await;
     let (a, b) = (case.member("a").await, case.member("b").await);
@@ -82,7 +82,51 @@ pub async fn a_dead_store_is_unreachable_and_returns(harness: &dyn Harness) -> O
     Ok(())
 }
 
-/// Proves DCS-T4 (a partitioned minority).
+/// Proves DCS-T2, DCS-T4 and INV-31 for a store that stands still for longer than a lease lives: it
+/// gives the lock to one of those who ask afterwards, and to another one only after that one's ttl.
+pub async fn a_pause_past_the_ttl_makes_no_second_owner(harness: &dyn Harness) -> Outcome {
+    let case = Case { store: harness.fresh(super::Needs::Faults).await, timing: harness.quick() };
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    a.acquire_leader(soon()).await.expect("a free lock");
+    latest(&*b).await;
+    case.store.inflict(Fault::PauseAll).await?;
+    tokio::time::sleep(std::time::Duration::from_millis(case.gone_ms() + 500)).await;
+    assert_unreachable("paused", a.renew_leader(Deadline::in_ms(500)).await);
+    case.store.inflict(Fault::ResumeAll).await?;
+    // From before the call on, as an owner counts.
+    let won = |name: &'static str| {
+        let (a, b) = (&*a, &*b);
+        move || async move {
+            let began = boottime();
+            let answer = match name {
+                "a" => a.renew_leader(soon()).await,
+                _ => b.acquire_leader(soon()).await,
+            };
+            match answer {
+                Ok(()) => Some(Some((began, boottime()))),
+                Err(DcsError::NotOwner { .. }) => Some(None),
+                Err(DcsError::Unreachable { .. }) => None,
+                Err(other) => panic!("{name}: {other}"),
+            }
+        }
+    };
+    let (first, second) = tokio::join!(
+        until("an answer for a", 20_000, won("a")),
+        until("an answer for b", 20_000, won("b")),
+    );
+    match (first, second) {
+        (None, None) => panic!("the lock went to nobody"),
+        (Some(_), None) | (None, Some(_)) => {}
+        (Some(a), Some(b)) => {
+            let (earlier, later) = if a.1 < b.1 { (a, b) } else { (b, a) };
+            let apart = later.1.since(earlier.0);
+            assert!(apart >= case.timing.ttl_ms(), "two owners within {apart} ms");
+        }
+    }
+    Ok(())
+}
+
+/// Proves DCS-T4 (a partitioned minority) and DCS-047 (no quorum).
 pub async fn without_quorum_nothing_is_promised(harness: &dyn Harness) -> Outcome {
     let case = Case::faulty(harness).await;
     let (a, b) = (case.member("a").await, case.member("b").await);

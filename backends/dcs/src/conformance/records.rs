@@ -53,7 +53,8 @@ pub async fn an_empty_store_is_the_empty_view(harness: &dyn Harness) -> Outcome 
     Ok(())
 }
 
-/// Proves DCS-001, DCS-006 … DCS-016 (what is written is read).
+/// Proves DCS-001, DCS-007, DCS-009, DCS-010, DCS-011, DCS-012, DCS-014, DCS-015 and DCS-016 (what is
+/// written is read).
 pub async fn every_record_comes_back(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
     let (a, b) = (case.member("pg2").await, case.member("b").await);
@@ -132,7 +133,7 @@ fn version_of(view: &ClusterView, what: &str) -> Option<Version> {
     }
 }
 
-/// Proves DCS-T6, DCS-012 … DCS-015, DCS-320, INV-25.
+/// Proves DCS-T6, DCS-012, DCS-013, DCS-014, DCS-015, DCS-320, INV-25.
 pub async fn compare_and_set_compares(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
     let (a, b) = (case.member("a").await, case.member("b").await);
@@ -327,6 +328,7 @@ pub async fn a_member_record_lives_on_the_lease(harness: &dyn Harness) -> Outcom
         assert!(there().await, "written in time, yet gone");
         tokio::time::sleep(Duration::from_millis(case.timing.ttl_ms() / 5)).await;
     }
+    case.store.members_expire()?;
     let lost = case.store.inflict(Fault::LoseLease("a".into())).await;
     if lost.is_ok() {
         until("the record is back", 3 * case.timing.loop_wait_ms() + 2_000, || async {

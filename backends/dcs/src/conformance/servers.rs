@@ -55,7 +55,7 @@ impl<S: StoreServers> Patient<S> {
                     Ok(())
                 }
             },
-            Fault::LoseLease(_) | Fault::Compact => return None,
+            Fault::LoseLease(_) | Fault::Compact | Fault::Forbid | Fault::Permit => return None,
             other => self.all(other).await,
         })
     }
@@ -87,10 +87,18 @@ impl<S: StoreServers> Patient<S> {
             }
             Fault::HoldAnswers => servers.proxies().for_each(|proxy| proxy.hold_answers(true)),
             Fault::ReleaseAnswers => servers.proxies().for_each(|proxy| proxy.hold_answers(false)),
+            Fault::HoldRequests => servers.proxies().for_each(|proxy| proxy.hold_requests(true)),
+            Fault::ReleaseRequests => {
+                servers.proxies().for_each(|proxy| proxy.hold_requests(false))
+            }
+            Fault::SlowAnswers(ms) => {
+                servers.proxies().for_each(|proxy| proxy.slow_answers(u64::from(*ms)));
+            }
             Fault::CutAnswer(passing) => {
                 servers.proxies().for_each(|proxy| proxy.cut_answer(*passing));
             }
-            Fault::PauseOne(_) | Fault::KillOne(_) | Fault::LoseLease(_) | Fault::Compact => {}
+            Fault::PauseOne(_) | Fault::KillOne(_) | Fault::LoseLease(_) => {}
+            Fault::Compact | Fault::Forbid | Fault::Permit => {}
         }
         Ok(())
     }

@@ -100,7 +100,7 @@ pub(super) async fn standing(writer: &dyn Dcs, wakes: &mut Wakes) {
     while tokio::time::timeout(Duration::from_millis(200), wakes.next()).await.is_ok() {}
 }
 
-/// Proves DCS-T9, DCS-304, HA-300: every record of the matrix, another's and my own writes alike.
+/// Proves DCS-T9, DCS-018, DCS-304, HA-300: every record of the matrix, another's and my own writes alike.
 ///
 /// 100 ms is what a store owes, not what a busy machine's scheduler owes: of ten writes of each
 /// record one must be that fast, all must come.
@@ -221,7 +221,7 @@ pub async fn a_slow_reader_is_bounded(harness: &dyn Harness) -> Outcome {
     Ok(())
 }
 
-/// Proves DCS-T9: the stream outlives its store, says so, and delivers again.
+/// Proves DCS-T9 and DCS-138 (a lost connection wakes): the stream outlives its store, says so, and delivers again.
 pub async fn a_watch_survives_restarts(harness: &dyn Harness) -> Outcome {
     let case = Case::faulty(harness).await;
     let (a, b) = (case.member("a").await, case.member("b").await);

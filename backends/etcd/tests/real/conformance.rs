@@ -2,7 +2,7 @@
 
 use crate::harness::EtcdHarness;
 use hathi_dcs::conformance::servers::NEED_THREE;
-use hathi_dcs::conformance::{Harness, Summary, run_all};
+use hathi_dcs::conformance::{Harness, Summary, run_all, table};
 use hathi_test_support::EtcdVersion;
 use std::sync::Arc;
 
@@ -28,5 +28,7 @@ async fn etcd_34_with_three_members() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcd_35_with_three_members() {
-    assert_eq!(suite(EtcdVersion::V35, 3).await.impossible(), [""; 0]);
+    let summary = suite(EtcdVersion::V35, 3).await;
+    assert_eq!(summary.impossible(), [""; 0]);
+    table::check("etcd3", &summary);
 }

@@ -67,7 +67,7 @@ impl Harness for EtcdHarness {
     async fn fresh(&self, needs: Needs) -> Box<dyn Store> {
         let etcd = match needs {
             Needs::Health => self.healthy.get_or_init(|| self.start(false)).await.clone(),
-            Needs::Faults => self.start(false).await,
+            Needs::Faults | Needs::Rights => self.start(false).await,
             Needs::LostAnswers => self.start(true).await,
         };
         // A name that is the beginning of another one's must not matter.
@@ -139,6 +139,18 @@ impl Store for EtcdStore {
                     lease = if lease == 0 { found } else { lease };
                 }
                 client.lease_revoke(lease).await.expect("the member has a lease");
+            }
+            Fault::Forbid => {
+                let mut client = self.client().await;
+                client.user_add("root", "secret", None).await.expect("a user");
+                client.user_grant_role("root", "root").await.expect("a role");
+                client.auth_enable().await.expect("authentication");
+            }
+            Fault::Permit => {
+                let urls = self.patient.servers.lock().await.urls();
+                let user = etcd_client::ConnectOptions::new().with_user("root", "secret");
+                let mut root = Client::connect(urls, Some(user)).await.expect("the root user");
+                root.auth_disable().await.expect("off again");
             }
             _ => {
                 let mut client = self.client().await;

@@ -4,6 +4,7 @@
 mod auth;
 mod conformance;
 mod harness;
+mod layout;
 mod members;
 mod thrift;
 mod tls;

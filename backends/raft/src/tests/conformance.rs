@@ -3,7 +3,9 @@
 use super::{Group, soon, until};
 use crate::machine::{Cond, Op, Reply};
 use async_trait::async_trait;
-use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store, Target, run_all};
+use hathi_dcs::conformance::{
+    Cannot, Fault, Harness, Needs, Outcome, Store, Target, run_all, table,
+};
 use hathi_dcs::{Dcs, Timing};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -131,6 +133,12 @@ impl Store for Running {
             }
             Fault::HoldAnswers => self.group.hold_answers(self.home, true),
             Fault::ReleaseAnswers => self.group.hold_answers(self.home, false),
+            Fault::HoldRequests => self.group.hold_requests(self.home, true),
+            Fault::ReleaseRequests => self.group.hold_requests(self.home, false),
+            Fault::SlowAnswers(ms) => self.group.slow_answers(self.home, ms),
+            Fault::Forbid | Fault::Permit => {
+                return Err(Cannot("its password is for all, and is read at start"));
+            }
             Fault::CutAnswer(pass) => self.group.cut_after(self.home, pass),
             Fault::Compact => {
                 for n in self.all() {
@@ -164,5 +172,5 @@ async fn one_member_conforms() {
 /// Proves the same with a quorum, forwarding and elections in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_members_conform() {
-    run_all(Arc::new(Members(3))).await;
+    table::check("raft", &run_all(Arc::new(Members(3))).await);
 }

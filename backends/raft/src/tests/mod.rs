@@ -16,10 +16,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What tests do to the answers a member gets.
+/// What tests do to what a member asks, and to the answers it gets.
 #[derive(Default)]
 pub(crate) struct Faults {
     hold: AtomicBool,
+    hold_requests: AtomicBool,
+    slow_ms: AtomicU32,
     /// The next stop is none that was planned.
     pub(crate) crash: AtomicBool,
     /// The how-manieth answer from now is cut; 0: none.
@@ -27,10 +29,18 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
+    pub(crate) async fn request(&self) {
+        while self.hold_requests.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     pub(crate) async fn answer(&self, answer: Result<Answer, String>) -> Result<Answer, String> {
         while self.hold.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        let slow = self.slow_ms.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(slow.into())).await;
         let count = |left: u32| left.checked_sub(1);
         let counted = |_: &Answer| self.cut.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count);
         if answer.as_ref().is_ok_and(|answer| counted(answer) == Ok(1)) {
@@ -177,6 +187,14 @@ impl Group {
 
     pub(crate) fn hold_answers(&self, n: usize, hold: bool) {
         self.hubs[n].faults.hold.store(hold, Ordering::SeqCst);
+    }
+
+    pub(crate) fn hold_requests(&self, n: usize, hold: bool) {
+        self.hubs[n].faults.hold_requests.store(hold, Ordering::SeqCst);
+    }
+
+    pub(crate) fn slow_answers(&self, n: usize, ms: u32) {
+        self.hubs[n].faults.slow_ms.store(ms, Ordering::SeqCst);
     }
 
     pub(crate) fn cut_after(&self, n: usize, answers: u32) {

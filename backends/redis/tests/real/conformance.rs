@@ -2,11 +2,13 @@
 
 use crate::harness::RedisHarness;
 use hathi_dcs::conformance::servers::NEED_THREE;
-use hathi_dcs::conformance::{Harness, run_all};
+use hathi_dcs::conformance::{Harness, run_all, table};
 use std::sync::Arc;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_with_one_server() {
     let harness: Arc<dyn Harness> = RedisHarness::new();
-    assert_eq!(run_all(harness).await.impossible(), NEED_THREE);
+    let summary = run_all(harness).await;
+    assert_eq!(summary.impossible(), NEED_THREE);
+    table::check("redis", &summary);
 }

@@ -68,7 +68,7 @@ impl Harness for RedisHarness {
     async fn fresh(&self, needs: Needs) -> Box<dyn Store> {
         let redis = match needs {
             Needs::Health => self.healthy.get_or_init(|| self.start(false)).await.clone(),
-            Needs::Faults => self.start(false).await,
+            Needs::Faults | Needs::Rights => self.start(false).await,
             Needs::LostAnswers => self.start(true).await,
         };
         // A name that is the beginning of another one's must not matter.
@@ -144,6 +144,23 @@ impl Store for RedisStore {
                 let channel = self.key("").replace("}/", "}:changed");
                 let publish = redis::cmd("PUBLISH").arg(channel).arg("").to_owned();
                 publish.query_async::<()>(&mut connection).await.expect("a healthy Redis");
+            }
+            Fault::Forbid => {
+                let mut connection = self.connection().await;
+                let boss = ["SETUSER", "boss", "on", ">secret", "~*", "&*", "+@all"];
+                for words in [&boss[..], &["SETUSER", "default", "-@all"]] {
+                    let acl = redis::cmd("ACL").arg(words).to_owned();
+                    acl.query_async::<()>(&mut connection).await.expect("a healthy Redis");
+                }
+            }
+            Fault::Permit => {
+                let port = self.patient.servers.lock().await.port(0);
+                let said = hathi_test_support::Redis::asks_as(
+                    port,
+                    &["AUTH boss secret", "ACL SETUSER default +@all"],
+                );
+                let said = said.expect("a healthy Redis");
+                assert!(said.starts_with("+OK\r\n+OK"), "{said}");
             }
             // Nothing is resumed from a history; what is left of the fault is the cut.
             _ => self.patient.servers.lock().await.proxies().for_each(|proxy| proxy.cut_all()),

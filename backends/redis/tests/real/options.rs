@@ -52,3 +52,23 @@ async fn both_sides_show_certificates() {
     let Err(DcsError::NotRetriable { why, .. }) = answer else { panic!("{answer:?}") };
     assert!(why.contains("/nowhere/ca.pem"), "{why}");
 }
+
+/// Proves DCS-206: a server that may throw the lock away is not used, and says what to change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_evicts_is_refused() {
+    let redis = Redis::start(RedisOptions::default()).await;
+    let set = |words: &str| {
+        let said = Redis::asks(redis.port(0), &["CONFIG", "SET", words]).expect("it obeys");
+        assert!(said.starts_with("+OK"), "{said}");
+    };
+    set("maxmemory-policy volatile-ttl");
+    let me = backend(config(&redis), "a", TIMING);
+    me.write_member(&MemberData::default(), soon()).await.expect("no limit, nothing is evicted");
+    set("maxmemory 100mb");
+    let refused = backend(config(&redis), "b", TIMING).load(Freshness::Latest, soon()).await;
+    let Err(DcsError::NotRetriable { why, .. }) = refused else { panic!("{refused:?}") };
+    assert!(why.contains("volatile-ttl") && why.contains("noeviction"), "{why}");
+    set("maxmemory-policy noeviction");
+    let again = backend(config(&redis), "b", TIMING).load(Freshness::Latest, soon()).await;
+    again.expect("it keeps what it has");
+}

@@ -42,7 +42,7 @@ async fn a_server_that_forgot_waits_for_the_lease_to_end() {
     assert!(matches!(lost, Err(DcsError::NotOwner { .. })), "{lost:?}");
 }
 
-/// Proves DCS-205 for replicas: what too few of them have does not count, a replica is no place to
+/// Proves DCS-205 for replicas and DCS-047: what too few of them have does not count, a replica is no place to
 /// write, and a promoted one waits before it gives a lock away or back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_too_few_replicas_have_does_not_count() {

@@ -2,7 +2,7 @@
 
 use crate::harness::ZooKeeperHarness;
 use hathi_dcs::conformance::servers::NEED_THREE;
-use hathi_dcs::conformance::{Harness, Summary, run_all};
+use hathi_dcs::conformance::{Harness, Summary, run_all, table};
 use std::sync::Arc;
 
 async fn suite(members: usize) -> Summary {
@@ -17,5 +17,7 @@ async fn zookeeper_with_one_server() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn zookeeper_with_three_servers() {
-    assert_eq!(suite(3).await.impossible(), [""; 0]);
+    let summary = suite(3).await;
+    assert_eq!(summary.impossible(), [""; 0]);
+    table::check("zookeeper", &summary);
 }

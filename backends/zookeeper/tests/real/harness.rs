@@ -9,7 +9,7 @@ use hathi_zookeeper::{ZooKeeper as Backend, ZooKeeperConfig, open};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::{Mutex, OnceCell};
-use zookeeper_client::{Acls, Client, CreateMode, Error};
+use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Error, Permission};
 
 pub fn config(zookeeper: &ZooKeeper) -> ZooKeeperConfig {
     ZooKeeperConfig { hosts: zookeeper.hosts(), ..ZooKeeperConfig::default() }
@@ -52,7 +52,7 @@ impl Harness for ZooKeeperHarness {
     async fn fresh(&self, needs: Needs) -> Box<dyn Store> {
         let zookeeper = match needs {
             Needs::Health => self.healthy.get_or_init(|| self.start(false)).await.clone(),
-            Needs::Faults => self.start(false).await,
+            Needs::Faults | Needs::Rights => self.start(false).await,
             Needs::LostAnswers => self.start(true).await,
         };
         // A name that is the beginning of another one's must not matter.
@@ -72,6 +72,23 @@ struct ZooKeeperStore {
 }
 
 impl ZooKeeperStore {
+    /// Every node of the cluster, by one who has a name.
+    async fn belongs_to(&self, whom: AuthId) {
+        let access = [Acl::new(Permission::ALL, whom)];
+        let hosts = self.patient.servers.lock().await.plain_hosts().join(",");
+        let connector = Client::connector().with_auth("digest", b"owner:secret");
+        let owner = connector.connect(&hosts).await.expect("a healthy ZooKeeper");
+        let mut left = vec![self.path("").trim_end_matches('/').to_owned()];
+        while let Some(path) = left.pop() {
+            match owner.list_children(&path).await {
+                Ok(names) => left.extend(names.iter().map(|name| format!("{path}/{name}"))),
+                Err(Error::NoNode) => continue,
+                Err(error) => panic!("{path}: {error}"),
+            }
+            owner.set_acl(&path, &access, None).await.expect("a healthy ZooKeeper");
+        }
+    }
+
     fn path(&self, key: &str) -> String {
         format!("/service/{}/{key}", self.scope)
     }
@@ -135,6 +152,8 @@ impl Store for ZooKeeperStore {
                 let servers = self.patient.servers.lock().await;
                 servers.end_session(owner).expect("a healthy ZooKeeper");
             }
+            Fault::Forbid => self.belongs_to(AuthId::authed()).await,
+            Fault::Permit => self.belongs_to(AuthId::anyone()).await,
             // A watch here resumes from nothing; what is left of the fault is the cut.
             _ => self.patient.servers.lock().await.proxies().for_each(|proxy| proxy.cut_all()),
         }

@@ -3,5 +3,6 @@
 
 mod conformance;
 mod harness;
+mod layout;
 mod options;
 mod sessions;
