@@ -596,7 +596,14 @@ impl World {
         let (Some(tip), Some(agent)) = (self.tip(node), &machine.agent) else { return false };
         let old = self.wal.timeline(tip) < self.store.history.cluster_timeline().0;
         let behind = self.store.status.optime.0.saturating_sub(tip.lsn);
+        // A member of Patroni's waits for whoever has the longer log, on whatever timeline. (HA-322)
+        let longer = |peer: usize| {
+            let ready = self.nodes[peer].server.ready() && !self.nodes[peer].nofailover;
+            peer != node && ready && self.tip(peer).is_some_and(|theirs| theirs.lsn > tip.lsn)
+        };
+        let waits = self.is_patroni(node) && (0..self.members()).any(longer);
         !machine.nofailover
+            && !waits
             && !machine.foreign
             && !self.watchdog_failed(node)
             && machine.server.ready()
