@@ -1,18 +1,16 @@
-//! Serves one snapshot and asks `/primary` over 16 kept connections: requests a second and the 99th
-//! percentile of the latency. `cargo run --release --features full --example rest_bench`
+//! Serves one snapshot without a cluster behind it, for whoever works on the speed of the API itself:
+//! `cargo run --release --features full --example rest_bench [SECONDS] [PATH] [CONNECTIONS]`
 
-use hathi::api::{RestConfig, Server, Snapshot};
+use hathi::api::{Order, RestConfig, Server, Snapshot};
 use hathi::ha::ports::{DataDir, Observation, Server as Postgres, ServerDetails};
 use hathi_dcs::{Lsn, Millis, Role, State, Timeline, Version, ViewBuilder, boottime};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-const CONNECTIONS: usize = 16;
-const LASTS: Duration = Duration::from_secs(5);
+#[path = "compare/load.rs"]
+mod load;
 
 fn primary() -> Snapshot {
     let now = boottime();
@@ -26,6 +24,8 @@ fn primary() -> Snapshot {
         system_id: None,
         slots: Vec::new(),
         replication: Default::default(),
+        fast_stop_ms: None,
+        disk_stalls_ms: 0,
         pending_restart: BTreeMap::new(),
         details: Some(ServerDetails {
             postmaster_start_time: "2026-11-23 20:35:41.444611+00".to_owned(),
@@ -45,6 +45,10 @@ fn primary() -> Snapshot {
 }
 
 fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let seconds: f64 = args.next().map_or(Ok(1.0), |text| text.parse())?;
+    let path = args.next();
+    let connections: Option<usize> = args.next().map(|text| text.parse()).transpose()?;
     // The agent's runtime has two threads; the asking side gets its own.
     let serving =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -53,47 +57,39 @@ fn main() -> anyhow::Result<()> {
     let server = serving.block_on(Server::bind(RestConfig::on("127.0.0.1:0")))?;
     let address = server.addresses()[0];
     serving.spawn(server.run(seen, orders, std::future::pending()));
-    // A PostgreSQL that never answers.
-    serving.spawn(async move { while asked.recv().await.is_some() {} });
-
-    let asking =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let mut latencies = asking.block_on(async {
-        let clients: Vec<_> = (0..CONNECTIONS)
-            .map(|_| {
-                tokio::spawn(async move {
-                    let mut stream = TcpStream::connect(address).await?;
-                    stream.set_nodelay(true)?;
-                    let mut buffer = [0; 4096];
-                    let mut latencies = Vec::with_capacity(200_000);
-                    let end = Instant::now() + LASTS;
-                    while Instant::now() < end {
-                        let started = Instant::now();
-                        stream.write_all(b"GET /primary HTTP/1.1\r\nHost: x\r\n\r\n").await?;
-                        let n = stream.read(&mut buffer).await?;
-                        anyhow::ensure!(buffer[..n].starts_with(b"HTTP/1.1 200 OK"), "no answer");
-                        latencies.push(started.elapsed());
-                    }
-                    Ok(latencies)
-                })
-            })
-            .collect();
-        let mut all = Vec::new();
-        for client in clients {
-            all.extend(client.await??);
+    // A PostgreSQL that answers at once.
+    serving.spawn(async move {
+        while let Some(order) = asked.recv().await {
+            if let Order::FreshStatus { reply } = order {
+                let _ = reply.send(primary().postgres);
+            }
         }
-        anyhow::Ok(all)
-    })?;
-    latencies.sort_unstable();
-    let rate = latencies.len() as f64 / LASTS.as_secs_f64();
-    let at = |part: f64| latencies[(latencies.len() as f64 * part) as usize];
-    println!(
-        "/primary over {CONNECTIONS} connections: {rate:.0} requests/s, median {:?}, p99 {:?}",
-        at(0.5),
-        at(0.99)
-    );
+    });
+    for known in ["/primary", "/replica?lag=16MB", "/health", "/liveness", "/patroni", "/metrics"] {
+        if path.as_ref().is_some_and(|path| path != known) {
+            continue;
+        }
+        for (connections, keep) in [1, 16, 256, 1, 16, 256]
+            .into_iter()
+            .zip([true, true, true, false, false, false])
+            .filter(|(n, _)| connections.is_none_or(|wanted| *n == wanted))
+        {
+            let lasts = Duration::from_secs_f64(seconds);
+            let load = load::Load { paths: &[known], connections, keep, lasts };
+            let got = load::run(address, load)?;
+            println!(
+                "{known:18} {connections:4} {}: {:7.0}/s, median {:?}, p99 {:?}, longest {:?}; {} late, {} broken",
+                if keep { "kept" } else { "new " },
+                got.per_second,
+                got.median,
+                got.p99,
+                got.longest,
+                got.late,
+                got.broken
+            );
+        }
+    }
     drop(snapshots);
-    asking.shutdown_background();
     serving.shutdown_background();
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! Measures hathi beside real Patroni, on this machine, in one run, and prints a table of medians.
 //! Nothing here is a test: a slow machine gives slow numbers, and the ratio is what counts.
 //!
-//! `scripts/bench [--rounds N] [--only hathi-raft|hathi-etcd|patroni-etcd]...`
+//! `scripts/bench [--rounds N] [--only hathi-raft|hathi-etcd|patroni-etcd]... [--part idle|failover|http]...`
 
 mod http;
+mod load;
 mod measure;
 mod table;
 
@@ -29,25 +30,32 @@ const CONTENDERS: [Contender; 3] = [
 async fn main() {
     let mut rounds = 3_usize;
     let mut only: Vec<String> = Vec::new();
+    let mut parts: Vec<String> = Vec::new();
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match (arg.as_str(), args.next()) {
             ("--rounds", Some(n)) => rounds = n.parse().expect("--rounds wants a number"),
             ("--only", Some(name)) => only.push(name),
-            _ => panic!("usage: compare [--rounds N] [--only NAME]..."),
+            ("--part", Some(part)) => parts.push(part),
+            _ => panic!("usage: compare [--rounds N] [--only NAME]... [--part PART]..."),
         }
     }
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
     let hathi = hathi_binary();
     let mut table = table::Table::new(rounds);
     for contender in CONTENDERS {
-        if !only.is_empty() && !only.iter().any(|o| o == contender.name) {
+        let left_out = !only.is_empty() && !only.iter().any(|o| o == contender.name);
+        if left_out || !(wanted("idle") || wanted("failover")) {
             continue;
         }
         eprintln!("{}: bootstrap", contender.name);
         let mut cluster = Cluster::start(options(contender, &hathi)).await;
-        measure::all(&mut cluster, contender, rounds, &mut table).await;
+        measure::all(&mut cluster, contender, rounds, &parts, &mut table).await;
     }
     table.print();
+    if wanted("http") {
+        http::compare(rounds, &only).await;
+    }
 }
 
 /// The timing of a default installation; a primary's crash fails over at once.

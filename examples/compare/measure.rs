@@ -1,8 +1,8 @@
 //! The measurements, in the order of the issue that asked for them.
 
+use crate::Contender;
 use crate::table::Table;
-use crate::{Contender, http};
-use hathi_test_support::process::{belonging_to, cpu_seconds, resident_kb, signal_pid};
+use hathi_test_support::process::{belonging_to, cpu_seconds, resident_kb};
 use hathi_test_support::{Agent, Cluster, Writers, check, sql};
 use rustix::process::Signal;
 use serde_json::json;
@@ -10,12 +10,21 @@ use std::time::{Duration, Instant};
 
 const PAUSE: Duration = Duration::from_millis(2);
 const SETTLED: Duration = Duration::from_secs(120);
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(120);
 
-pub async fn all(cluster: &mut Cluster, who: Contender, rounds: usize, table: &mut Table) {
-    idle(cluster, who, table).await;
-    requests(cluster, who, table).await;
-    for _ in 0..rounds {
+/// All parts, or those named.
+pub async fn all(
+    cluster: &mut Cluster,
+    who: Contender,
+    rounds: usize,
+    parts: &[String],
+    table: &mut Table,
+) {
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
+    if wanted("idle") {
+        idle(cluster, who, table).await;
+    }
+    for _ in 0..if wanted("failover") { rounds } else { 0 } {
         primarys_postmaster(cluster, who, table).await;
         switchover(cluster, who, table).await;
         planned_stop(cluster, who, table).await;
@@ -123,7 +132,7 @@ fn agents_of(cluster: &Cluster, node: usize) -> Vec<u32> {
     all.filter(|pid| !is_postgres(*pid)).collect()
 }
 
-fn is_postgres(pid: u32) -> bool {
+pub fn is_postgres(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "postgres")
 }
 
@@ -147,26 +156,8 @@ async fn idle(cluster: &Cluster, who: Contender, table: &mut Table) {
         let made = etcd.calls().await.expect("etcd's metrics") - before;
         table.add(who, "idle: calls to the store a minute, whole cluster", made as f64);
     }
-    let resident: u64 = agents_of(cluster, leader).into_iter().filter_map(resident_kb).sum();
+    let resident = resident_kb(&agents_of(cluster, leader)).expect("page numbers: run it as root");
     table.add(who, "idle: resident, agent and guard of the leader, MB", resident as f64 / 1024.0);
     let what = if who.agent == Agent::Hathi { "guard included" } else { "no guard" };
     eprintln!("{}: {what}", who.name);
-}
-
-async fn requests(cluster: &Cluster, who: Contender, table: &mut Table) {
-    let leader = cluster.healthy(SETTLED).await;
-    let port = cluster.nodes[leader].rest_port;
-    let lasts = Duration::from_secs(5);
-    let running = http::primary(port, lasts).await;
-    table.add(who, "/primary: requests a second, 16 connections", running.per_second);
-    table.add(who, "/primary: p99, ms", running.p99.as_secs_f64() * 1e3);
-    let all = belonging_to(&cluster.nodes[leader].dir);
-    let servers: Vec<u32> = all.into_iter().filter(|pid| is_postgres(*pid)).collect();
-    servers.iter().for_each(|pid| signal_pid(*pid, Signal::STOP));
-    let frozen = http::primary(port, lasts).await;
-    servers.iter().for_each(|pid| signal_pid(*pid, Signal::CONT));
-    table.add(who, "/primary, PostgreSQL frozen: requests a second", frozen.per_second);
-    table.add(who, "/primary, PostgreSQL frozen: p99, ms", frozen.p99.as_secs_f64() * 1e3);
-    table.add(who, "/primary: answers other than 200", (running.wrong + frozen.wrong) as f64);
-    cluster.healthy(SETTLED).await;
 }

@@ -10,6 +10,7 @@ use crate::watchdog::{self, Watchdog};
 use async_trait::async_trait;
 use hathi_dcs::{Dcs, Timing};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,6 +26,9 @@ type Changed = Box<dyn Fn(&ha::settings::Settings, Map<String, Value>) + Send + 
 struct InForce {
     local: Local,
     dynamic: Map<String, Value>,
+    leases: Leases,
+    /// What the document asks for; the lease in force follows what the members agree on.
+    asked: Settings,
     settings: Arc<ha::settings::Settings>,
     /// What the cache file holds.
     cached: Option<Map<String, Value>>,
@@ -81,12 +85,22 @@ pub fn for_api(local: &Local) -> RestConfig {
 }
 
 /// What this version leaves out, and may: worth a warning.
-fn left_out(settings: &Settings) -> Vec<&'static str> {
-    let mut left = Vec::new();
-    if !settings.slots.is_empty() {
-        left.push("slots: permanent slots are kept if they exist, and not created");
+fn left_out(settings: &Settings) -> Vec<String> {
+    permanent_slots(settings).1
+}
+
+/// The permanent slots, and what is wrong with those that are none. (PG-269)
+fn permanent_slots(
+    settings: &Settings,
+) -> (BTreeMap<String, ha::settings::PermanentSlot>, Vec<String>) {
+    let (mut slots, mut wrong) = (BTreeMap::new(), Vec::new());
+    for (name, value) in &settings.slots {
+        match ha::settings::PermanentSlot::parse(name, value) {
+            Ok(slot) => drop(slots.insert(name.clone(), slot)),
+            Err(why) => wrong.push(why),
+        }
     }
-    left
+    (slots, wrong)
 }
 
 /// The document to begin with: the cached one, else `bootstrap.dcs`. (CFG-007, CFG-008)
@@ -98,13 +112,38 @@ pub fn first_document(local: &Local) -> Map<String, Value> {
     }
 }
 
+/// Which lease the members agreed on, and the shortest that the store keeps. (HA-324)
+#[derive(Clone, Copy, Debug)]
+pub struct Leases {
+    pub short: bool,
+    pub shortest: u32,
+}
+
+impl Leases {
+    /// Before anything is known of the other members.
+    pub fn of(dcs: &dyn Dcs) -> Self {
+        Self { short: false, shortest: dcs.shortest_ttl() }
+    }
+
+    /// A required watchdog that such a lease leaves no time for would keep everybody from leading.
+    fn short_is_possible(self, local: &Local, now: &Settings) -> bool {
+        let wished = now.wished_timing.adjusted_for(self.shortest);
+        wished.ttl < Timing::PATRONIS_SHORTEST && for_watchdog(local, wished).allows(wished)
+    }
+
+    fn timing(self, now: &Settings) -> Timing {
+        if self.short { now.wished_timing.adjusted_for(self.shortest) } else { now.timing }
+    }
+}
+
 /// The core's settings for this configuration.
-pub fn for_core(local: &Local, now: &Settings) -> ha::settings::Settings {
+pub fn for_core(local: &Local, now: &Settings, leases: Leases) -> ha::settings::Settings {
     let database = &now.postgresql.database;
     let url = |address: &config::Address| format!("postgres://{address}/{database}");
     ha::settings::Settings {
         me: local.name.clone(),
-        timing: now.timing,
+        timing: leases.timing(now),
+        short_ttl: leases.short_is_possible(local, now),
         maximum_lag_on_failover: now.maximum_lag_on_failover,
         primary_start_timeout: now.primary_start_timeout,
         check_timeline: now.check_timeline,
@@ -138,6 +177,10 @@ pub fn for_core(local: &Local, now: &Settings) -> ha::settings::Settings {
         primary_stop_timeout: now.primary_stop_timeout,
         primary_restart_limit: now.primary_restart_limit,
         primary_race_backoff: now.primary_race_backoff,
+        reinitialize_without_log: now.postgresql.reinitialize_without_wal,
+        disk_timeout_ms: u64::from(now.primary_disk_timeout) * 1000,
+        slots: permanent_slots(now).0,
+        ignore_slots: now.ignore_slots.iter().map(ha::settings::IgnoredSlot::parse).collect(),
     }
 }
 
@@ -220,8 +263,10 @@ impl InUse {
         (postgres, api, watchdog): (LocalPostgres, api::Handle, Arc<Watchdog>),
         changed: impl Fn(&ha::settings::Settings, Map<String, Value>) + Send + Sync + 'static,
     ) -> Self {
-        let for_core = Arc::new(for_core(&local, settings));
-        let state = InForce { local, dynamic, settings: for_core, cached: None };
+        let leases = Leases::of(&*dcs);
+        let for_core = Arc::new(for_core(&local, settings, leases));
+        let asked = settings.clone();
+        let state = InForce { local, dynamic, leases, asked, settings: for_core, cached: None };
         let (path, environment) = source;
         Self {
             state: Mutex::new(state),
@@ -286,7 +331,8 @@ impl InUse {
         for what in left_out(settings) {
             tracing::warn!("{what}");
         }
-        let core = Arc::new(for_core(&local, settings));
+        let leases = self.state().leases;
+        let core = Arc::new(for_core(&local, settings, leases));
         let of_postgres = postgres::Settings::from_config(&local, settings);
         self.watchdog.configure(for_watchdog(&local, core.timing));
         let timing_changed = {
@@ -295,6 +341,8 @@ impl InUse {
             *state = InForce {
                 local,
                 dynamic: dynamic.clone(),
+                leases,
+                asked: settings.clone(),
                 settings: core.clone(),
                 cached: state.cached.take(),
             };
@@ -314,10 +362,7 @@ impl InUse {
         match config::effective(&local, dynamic) {
             Ok((settings, warnings)) => {
                 let warnings = warnings.into_iter().map(|config::Warning(problem)| problem);
-                warnings
-                    .map(in_document)
-                    .chain(left_out(&settings).into_iter().map(str::to_owned))
-                    .collect()
+                warnings.map(in_document).chain(left_out(&settings)).collect()
             }
             Err(error) => error.problems.into_iter().map(in_document).collect(),
         }
@@ -395,6 +440,24 @@ impl Configuration for InUse {
             tracing::error!("/config: {why}");
         }
         outcome
+    }
+
+    fn allow_short_ttl(&self, yes: bool) {
+        let (core, dynamic, of_watchdog) = {
+            let mut state = self.state();
+            if state.leases.short == yes {
+                return;
+            }
+            state.leases.short = yes;
+            let core = Arc::new(for_core(&state.local, &state.asked, state.leases));
+            state.settings = core.clone();
+            let of_watchdog = for_watchdog(&state.local, core.timing);
+            (core, state.dynamic.clone(), of_watchdog)
+        };
+        tracing::info!("ttl: {} s from now on", core.timing.ttl);
+        self.watchdog.configure(of_watchdog);
+        self.dcs.set_timing(core.timing);
+        (self.changed)(&core, dynamic);
     }
 }
 

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioExecutor;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
@@ -37,6 +37,8 @@ pub struct ClientSettings {
     pub certfile: Option<PathBuf>,
     /// The key stands in `certfile` when this is not given.
     pub keyfile: Option<PathBuf>,
+    /// What the key is locked with, if it is.
+    pub keyfile_password: Option<String>,
     /// Who must have signed the server's certificate, if verification is on. The system's CAs
     /// otherwise. Host names are never compared: members are known by address.
     pub cafile: Option<PathBuf>,
@@ -212,7 +214,7 @@ fn tls(settings: &ClientSettings) -> Result<ClientConfig, SettingsError> {
         Some((verifier, certfile)) => {
             let keyfile = settings.keyfile.as_ref().unwrap_or(certfile);
             let certificates = certificates("certfile", certfile)?;
-            let key = PrivateKeyDer::from_pem_file(keyfile)
+            let key = hathi_keyfile::read(keyfile, settings.keyfile_password.as_deref())
                 .map_err(|why| file_error("keyfile", keyfile, why))?;
             builder
                 .with_custom_certificate_verifier(verifier)

@@ -55,6 +55,10 @@ impl Dcs for Measured {
         self.store.set_timing(timing);
     }
 
+    fn shortest_ttl(&self) -> u32 {
+        self.store.shortest_ttl()
+    }
+
     async fn load(&self, freshness: Freshness, by: Deadline) -> Result<ClusterView, DcsError> {
         let operation = match freshness {
             Freshness::Latest => "load",

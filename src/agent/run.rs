@@ -74,7 +74,7 @@ pub async fn run(
         store::open(&local.dcs, Scope::clone(&local.scope), local.name.clone(), settings.timing)
             .await?;
     let dcs = Measured::of(dcs, meter);
-    let for_core = configuration::for_core(&local, &settings);
+    let for_core = configuration::for_core(&local, &settings, configuration::Leases::of(&*dcs));
     publisher.change(|snapshot| snapshot.set_settings(&for_core, dynamic.clone()));
     let watchdog = watchdog(&local, settings.timing);
     let in_use = {
@@ -234,6 +234,8 @@ fn first_snapshot(local: &Local) -> Snapshot {
         can_rewind: false,
         is_primary: false,
         replication: Default::default(),
+        fast_stop_ms: None,
+        disk_stalls_ms: 0,
     };
     Snapshot::new(local.name.clone(), local.scope.scope(), nothing)
 }
@@ -247,6 +249,7 @@ fn client_settings(local: &Local) -> ClientSettings {
             .map(|auth| (auth.username.clone(), auth.password.expose().to_owned())),
         certfile: local.ctl.certfile.clone(),
         keyfile: local.ctl.keyfile.clone(),
+        keyfile_password: local.ctl.keyfile_password.as_ref().map(|s| s.expose().to_owned()),
         cafile: local.ctl.cacert.clone(),
     }
 }

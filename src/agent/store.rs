@@ -184,6 +184,7 @@ fn zookeeper_config(
             cacert: tls.cacert.clone(),
             cert: tls.cert.clone(),
             key: tls.key.clone(),
+            key_password: tls.key_password.as_ref().map(|secret| secret.expose().to_owned()),
         }),
         auth: auth.map(|(scheme, secret)| (scheme.clone(), secret.expose().to_owned())).collect(),
         acls: acls

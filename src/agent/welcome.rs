@@ -110,7 +110,7 @@ mod tests {
         builder.build()
     }
 
-    /// Proves REST-345, REST-065 (its last sentence): whoever answers at the address that the record
+    /// Proves HA-141, REST-345, REST-065 (its last sentence): whoever answers at the address that the record
     /// of this name shows lives under it, whatever the code; nobody there, or ourselves, is no reason.
     #[tokio::test]
     async fn a_namesake_that_answers_is_fatal() {

@@ -1,6 +1,7 @@
 //! The status document: what every health check and `/patroni` show of this node. (section 4 of
 //! docs/spec/rest-api.md)
 
+use crate::api::probes;
 use crate::api::snapshot::{Snapshot, Synchronous};
 use crate::ha::ports::{Server, ServerDetails, Standby};
 use crate::ha::settings::EMULATED_VERSION;
@@ -54,9 +55,11 @@ impl Told {
             | State::StopFailed
             | State::Crashed => false,
         };
+        let lost = is_long_lost(snapshot, now);
+        let answers = answers && !lost;
         let mut told = Self {
             state: Some(seen.state),
-            role: seen.role,
+            role: if lost { Role::Demoted } else { seen.role },
             positions: Positions::Unknown,
             timeline: Timeline(0),
             replication_state: None,
@@ -101,6 +104,14 @@ impl Told {
     pub fn state_text(&self) -> &'static str {
         self.state.map_or("unknown", State::as_str)
     }
+}
+
+/// A primary whose lease ended more than a ttl ago, and whose loop has not gone round since: its last
+/// look at PostgreSQL is no news, and whoever races must not wait for it. (HA-312)
+fn is_long_lost(snapshot: &Snapshot, now: Millis) -> bool {
+    let ended =
+        snapshot.leader_until.is_some_and(|until| now > until.plus(snapshot.timing.ttl_ms()));
+    ended && !probes::is_alive(snapshot, now)
 }
 
 /// (REST-087)

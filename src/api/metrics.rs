@@ -6,28 +6,58 @@ use crate::api::document::{Positions, is_unlocked};
 use crate::api::prepared::Prepared;
 use crate::api::{Context, answer};
 use crate::ha::settings::EMULATED_VERSION;
+use bytes::Bytes;
 use hathi_dcs::{Millis, Role, State, boottime, moment};
 use http::StatusCode;
 use std::fmt::{Display, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
 pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
     let context = context.clone();
+    let last = Arc::new(Last::default());
     readable_under("metrics")
         .map(move |asked: Asked| {
             let now = boottime();
             let prepared = context.shelf.at(now);
             context.shelf.keep_fresh(&prepared, now);
-            let labels = labels(&prepared);
-            let mut body = render(&prepared, now);
-            own(&prepared, now, &labels, &mut body);
-            prepared.snapshot.meter.render(&labels, &mut body);
-            context.tally.render(&labels, &mut body);
+            let body = last.page(&prepared, now, || {
+                let labels = labels(&prepared);
+                let mut body = render(&prepared, now);
+                own(&prepared, now, &labels, &mut body);
+                prepared.snapshot.meter.render(&labels, &mut body);
+                context.tally.render(&labels, &mut body);
+                body
+            });
             answer::for_method(&asked.method, answer::plain(StatusCode::OK, body))
         })
         .boxed()
+}
+
+/// The counters are shown as of so long ago at most.
+const LASTS_MS: u64 = 100;
+
+/// The last page, for all who ask at one moment: to make it costs far more than to send it. One made
+/// before anything else than counters changed is never shown.
+#[derive(Debug, Default)]
+struct Last(Mutex<Option<(Arc<Prepared>, Millis, Bytes)>>);
+
+impl Last {
+    fn page(&self, of: &Arc<Prepared>, now: Millis, make: impl FnOnce() -> String) -> Bytes {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((made_of, at, page)) if Arc::ptr_eq(made_of, of) && now.since(*at) < LASTS_MS => {
+                page.clone()
+            }
+            Some(_) | None => {
+                let page = Bytes::from(make());
+                *last = Some((Arc::clone(of), now, page.clone()));
+                page
+            }
+        }
+    }
 }
 
 fn labels(prepared: &Prepared) -> String {

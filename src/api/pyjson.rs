@@ -68,4 +68,16 @@ mod tests {
             r#"{"b": 1, "a": ["\u00e4\ud83d\udc18\n", {}, [], null], "c": {"x": 1.5, "y": true}}"#
         );
     }
+
+    proptest::proptest! {
+        /// Proves REST-163 (what a PATCH does not name stays as it is): a number keeps its value to the
+        /// last bit, however often it is read and written.
+        #[test]
+        fn numbers_come_back_as_they_were(number in proptest::num::f64::NORMAL) {
+            let written = text(&json!({ "x": number }));
+            let read: serde_json::Value = serde_json::from_str(&written).expect("JSON");
+            proptest::prop_assert_eq!(read["x"].as_f64(), Some(number));
+            proptest::prop_assert_eq!(text(&read), written);
+        }
+    }
 }

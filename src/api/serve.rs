@@ -104,8 +104,12 @@ pub async fn serve(
     Ok(())
 }
 
+/// Who finds the kernel's queue full is let in a second later: a crowd of load balancers must fit.
+/// (REST-401)
+const QUEUE: u32 = 1024;
+
 async fn listeners(config: &RestConfig) -> Result<Vec<TcpListener>, ListenError> {
-    listen::bind(&config.listen, config.request_queue_size.max(128)).await
+    listen::bind(&config.listen, config.request_queue_size.max(QUEUE)).await
 }
 
 async fn local(config: &RestConfig) -> Result<Option<LocalSocket>, ListenError> {

@@ -26,7 +26,7 @@ pub struct RestConfig {
     pub http_extra_headers: Vec<(String, String)>,
     /// Added, and winning, only with `certfile`. (REST-302)
     pub https_extra_headers: Vec<(String, String)>,
-    /// Connections the kernel keeps for us before we accept them; at least 128 are. (REST-401)
+    /// Connections the kernel keeps for us before we accept them; at least 1024 are. (REST-401)
     pub request_queue_size: u32,
     /// For the TLS handshake. (REST-363)
     pub handshake_timeout: Duration,

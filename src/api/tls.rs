@@ -3,9 +3,10 @@
 //! No ALPN: a client that offers only `http/1.0` would be refused at the handshake.
 
 use crate::api::settings::{RestConfig, VerifyClient};
+use hathi_keyfile::KeyError;
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{CipherSuite, ProtocolVersion, RootCertStore, ServerConfig};
 use std::os::unix::fs::MetadataExt;
@@ -20,8 +21,11 @@ pub enum TlsError {
     File { key: &'static str, file: PathBuf, why: String },
     #[error("restapi.verify_client needs restapi.cafile")]
     NoCa,
-    #[error("restapi.keyfile: {}: the key is encrypted, which is not supported; give an unencrypted key with mode 0600", file.display())]
-    Encrypted { file: PathBuf },
+    #[error("restapi.keyfile: {}: {why}{}", file.display(), match why {
+        KeyError::Locked => " (restapi.keyfile_password)",
+        _ => "",
+    })]
+    Key { file: PathBuf, why: KeyError },
     #[error("restapi.certfile: certificate and key do not work together: {0}")]
     Mismatch(rustls::Error),
 }
@@ -31,7 +35,8 @@ pub fn load(config: &RestConfig) -> Result<Option<Arc<ServerConfig>>, TlsError> 
     let Some(certfile) = &config.certfile else { return Ok(None) };
     let chain = certificates("certfile", certfile)?;
     let keyfile = config.keyfile.as_ref().unwrap_or(certfile);
-    let key = key(keyfile)?;
+    let key = hathi_keyfile::read(keyfile, config.keyfile_password.as_deref())
+        .map_err(|why| TlsError::Key { file: keyfile.clone(), why })?;
     let provider = Arc::new(provider(config.ciphers.as_deref()));
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -120,17 +125,6 @@ fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'st
         return Err(file_error(key, file, "there is no certificate in it"));
     }
     Ok(found)
-}
-
-fn key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(file).map_err(|why| {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        if text.contains("ENCRYPTED") {
-            TlsError::Encrypted { file: file.to_owned() }
-        } else {
-            file_error("keyfile", file, why)
-        }
-    })
 }
 
 #[cfg(test)]

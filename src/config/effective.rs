@@ -55,10 +55,12 @@ fn settings(root: &Reader<'_>, local: &Reader<'_>) -> Settings {
     let bytes = |key: &str, default: i64, min: i64| {
         root.get(key).integer(BaseUnit::None, min).unwrap_or(default)
     };
+    let wished_timing = timing(root);
     let standby_cluster = standby_cluster(&root.get("standby_cluster"), &postgresql, local);
     let synchronous = synchronous_mode(&root.get("synchronous_mode"));
     Settings {
-        timing: timing(root),
+        timing: wished_timing.adjusted(),
+        wished_timing,
         maximum_lag_on_failover: bytes("maximum_lag_on_failover", 1_048_576, 0).unsigned_abs(),
         maximum_lag_on_syncnode: bytes("maximum_lag_on_syncnode", -1, -1),
         max_timelines_history: root.get("max_timelines_history").integer_u32(0),
@@ -70,6 +72,7 @@ fn settings(root: &Reader<'_>, local: &Reader<'_>) -> Settings {
             .integer_u32(0),
         primary_race_backoff: root.get("primary_race_backoff").integer_u32(0),
         primary_restart_limit: root.get("primary_restart_limit").integer_u32(0),
+        primary_disk_timeout: root.get("primary_disk_timeout").integer_u32(0),
         // (CFG-282)
         synchronous_mode: match standby_cluster {
             Some(_) => SynchronousMode::Off,
@@ -89,7 +92,7 @@ fn settings(root: &Reader<'_>, local: &Reader<'_>) -> Settings {
     }
 }
 
-/// Numbers or the whole document is refused (CFG-031, CFG-038); then corrected (CFG-037).
+/// Numbers or the whole document is refused (CFG-031, CFG-038); what is corrected is said (CFG-037).
 fn timing(root: &Reader<'_>) -> Timing {
     let default = Timing::default();
     let number = |key: &str, default: u32| {
@@ -114,14 +117,20 @@ fn timing(root: &Reader<'_>) -> Timing {
         ("loop_wait", wished.loop_wait, used.loop_wait),
         ("retry_timeout", wished.retry_timeout, used.retry_timeout),
     ] {
-        if wished != used {
+        if key == "ttl" && (Timing::SHORTEST..Timing::PATRONIS_SHORTEST).contains(&wished) {
+            root.get(key).warn(format!(
+                "{wished} is used only while all members are hathi's and the store keeps so short a \
+                 lease, and a store that does not answer for a moment costs the leadership; else \
+                 {used} is used"
+            ));
+        } else if wished != used {
             root.get(key).warn(format!(
                 "{wished} does not fit (minimum, or loop_wait + 2 * retry_timeout <= ttl); \
                  {used} is used"
             ));
         }
     }
-    used
+    wished
 }
 
 /// A boolean or `quorum`. (CFG-268)

@@ -57,6 +57,7 @@ const POSTGRESQL: &str = "
 postgresql.bin_name.** postgresql.database postgresql.use_unix_socket
 postgresql.use_unix_socket_repl postgresql.krbsrvname postgresql.parameters.** postgresql.pg_hba
 postgresql.pg_ident postgresql.custom_conf postgresql.recovery_conf.** postgresql.pg_ctl_timeout
+postgresql.callback_timeout postgresql.reinitialize_without_wal
 postgresql.use_pg_rewind postgresql.remove_data_directory_on_rewind_failure
 postgresql.remove_data_directory_on_diverged_timelines postgresql.create_replica_methods
 postgresql.create_replica_method postgresql.basebackup.** postgresql.callbacks.on_start
@@ -69,7 +70,7 @@ const DYNAMIC: &str = "
 ttl loop_wait retry_timeout maximum_lag_on_failover maximum_lag_on_syncnode max_timelines_history
 primary_start_timeout master_start_timeout primary_stop_timeout master_stop_timeout
 primary_race_backoff
-primary_restart_limit
+primary_restart_limit primary_disk_timeout
 synchronous_mode synchronous_mode_strict synchronous_node_count failsafe_mode check_timeline pause
 member_slots_ttl slots.** permanent_slots.** permanent_replication_slots.** ignore_slots
 standby_cluster.host standby_cluster.port standby_cluster.restore_command

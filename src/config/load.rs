@@ -33,6 +33,7 @@ pub fn load(
         };
         local
     });
+    services::citus(&reader.get("citus"));
     if let Value::Object(values) = &root {
         keys::local().check(&findings, "", values);
     }

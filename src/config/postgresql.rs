@@ -123,6 +123,7 @@ pub(super) fn shared(dynamic: &Reader<'_>, local: &Reader<'_>) -> Postgresql {
         pg_ident: pick("pg_ident").lines(),
         custom_conf: pick("custom_conf").text(),
         pg_ctl_timeout: pick("pg_ctl_timeout").integer_u32(60),
+        callback_timeout: pick("callback_timeout").integer_u32(0),
         use_pg_rewind: legacy || pick("use_pg_rewind").flag(),
         remove_data_directory_on_rewind_failure: pick("remove_data_directory_on_rewind_failure")
             .flag(),
@@ -130,6 +131,7 @@ pub(super) fn shared(dynamic: &Reader<'_>, local: &Reader<'_>) -> Postgresql {
             "remove_data_directory_on_diverged_timelines",
         )
         .flag(),
+        reinitialize_without_wal: pick("reinitialize_without_wal").flag(),
         use_unix_socket: pick("use_unix_socket").flag(),
         use_unix_socket_repl: pick("use_unix_socket_repl").flag(),
         krbsrvname: pick("krbsrvname").text(),

@@ -126,6 +126,7 @@ pub struct ZooKeeperTls {
     pub cert: Option<PathBuf>,
     /// `None` with a `cert`: the key is inside the certificate's file.
     pub key: Option<PathBuf>,
+    pub key_password: Option<Secret>,
 }
 
 /// (CFG-322)

@@ -10,6 +10,19 @@ use hathi_dcs::MemberName;
 use serde_json::{Map, Value, json};
 use tracing::Level;
 
+/// Without `group` and `database` Patroni drops the section (CFG-040); with them its nodes stand at
+/// another place in the store, where this one would not look. (REST-348)
+pub(super) fn citus(section: &Reader<'_>) {
+    let is =
+        |key: &str, kind: fn(&serde_json::Value) -> bool| section.get(key).raw().is_some_and(kind);
+    if is("group", serde_json::Value::is_i64) && is("database", serde_json::Value::is_string) {
+        section.fail(
+            "Citus groups are not coordinated by this version, and this node would not find those \
+             that are; stay with Patroni for them, or remove the section for a cluster of its own",
+        );
+    }
+}
+
 pub(super) fn restapi(section: &Reader<'_>) -> Option<RestApi> {
     let listen = section.get("listen").listen(None);
     let connect = section.get("connect_address");

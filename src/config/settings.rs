@@ -11,8 +11,10 @@ pub type Parameters = BTreeMap<String, String>;
 /// The settings in force, made by [`super::effective`] at each change of the dynamic document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Already adjusted. (CFG-037)
+    /// Already adjusted, as where members of Patroni's may be. (CFG-037)
     pub timing: Timing,
+    /// As the document has it: members of ours alone may agree on a shorter `ttl`. (HA-324)
+    pub wished_timing: Timing,
     /// Bytes a replica may miss and still win an automatic failover. (CFG-263)
     pub maximum_lag_on_failover: u64,
     /// Bytes; zero or less: off. (CFG-264)
@@ -27,6 +29,8 @@ pub struct Settings {
     pub primary_race_backoff: u32,
     /// (CFG-490)
     pub primary_restart_limit: u32,
+    /// Seconds; 0: nobody looks after the disk. (HA-314, CFG-491)
+    pub primary_disk_timeout: u32,
     /// Off in a standby cluster. (CFG-268, CFG-282)
     pub synchronous_mode: SynchronousMode,
     pub synchronous_mode_strict: bool,
@@ -91,9 +95,13 @@ pub struct Postgresql {
     pub recovery_conf: Parameters,
     /// Seconds. (CFG-178)
     pub pg_ctl_timeout: u32,
+    /// Seconds a callback may take before the next one that waits ends it; 0: at once. (CFG-492)
+    pub callback_timeout: u32,
     pub use_pg_rewind: bool,
     pub remove_data_directory_on_rewind_failure: bool,
     pub remove_data_directory_on_diverged_timelines: bool,
+    /// (HA-316, CFG-493)
+    pub reinitialize_without_wal: bool,
     pub use_unix_socket: bool,
     pub use_unix_socket_repl: bool,
     pub krbsrvname: Option<String>,

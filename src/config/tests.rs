@@ -77,6 +77,16 @@ fn the_smallest_file_and_its_defaults() {
     assert_eq!(pg.create_replica_methods, [ReplicaMethod::Basebackup]);
 }
 
+/// Proves REST-348 (nothing is ever sent: such a node does not start; the section that Patroni drops
+/// is nothing to us either).
+#[test]
+fn citus_groups_are_refused_unless_dropped() {
+    let (_, warnings) = loaded(json!({"citus": {"group": "x", "database": "x"}}));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let groups = with(json!({"citus": {"group": 0, "database": "x"}})).to_string();
+    assert!(load_text(&groups).is_err());
+}
+
 /// Proves CFG-469: every missing or ill-typed key is one line with file, line and path.
 #[test]
 fn bad_values_are_named_with_path() {
@@ -93,6 +103,7 @@ fn bad_values_are_named_with_path() {
             "restapi.authentication.password",
             "is not defined",
         ),
+        (json!({"citus": {"group": 1, "database": "x"}}), "citus", "not coordinated"),
         (json!({"postgresql": null}), "postgresql", "is not defined"),
         (json!({"postgresql": "x"}), "postgresql", "mapping"),
         (json!({"postgresql": {"data_dir": null}}), "postgresql.data_dir", "is not defined"),
@@ -257,12 +268,13 @@ fn zookeeper_servers() {
         assert_eq!((hosts.join(" ").as_str(), zookeeper.tls), (found, None));
     }
     let section = json!({"hosts": "h", "use_ssl": true, "cacert": "/ca", "cert": "/c", "key": "/k",
-        "auth_data": {"digest": "bob:secret"}, "set_acls": {"CN=a": ["create", "ALL"], "world:anyone": "READ"}});
+        "key_password": "x", "auth_data": {"digest": "bob:secret"}, "set_acls": {"CN=a": ["create", "ALL"], "world:anyone": "READ"}});
     let (local, warnings) = loaded(json!({"raft": null, "zookeeper": section}));
     assert!(warnings.is_empty(), "{warnings:?}");
     let DcsSection::ZooKeeper(zookeeper) = local.dcs else { panic!("not zookeeper") };
     let tls = zookeeper.tls.expect("asked for");
     assert_eq!((tls.verify, tls.key), (true, Some("/k".into())));
+    assert_eq!(tls.key_password.expect("given").expose(), "x");
     assert_eq!(zookeeper.auth_data[0].0, "digest");
     assert_eq!(zookeeper.auth_data[0].1.expose(), "bob:secret");
     let rights = vec![ZooKeeperRight::Create, ZooKeeperRight::All];
@@ -272,7 +284,6 @@ fn zookeeper_servers() {
         (json!({"use_ssl": true}), "zookeeper.hosts: is not defined"),
         (json!({"hosts": "h:port"}), "zookeeper.hosts"),
         (json!({"hosts": "h", "set_acls": {"CN=a": ["FLY"]}}), "\"FLY\" is no right"),
-        (json!({"hosts": "h", "use_ssl": true, "key_password": "x"}), "openssl pkey"),
     ] {
         let wrong = with(json!({"raft": null, "zookeeper": section})).to_string();
         let message = load_text(&wrong).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 use crate::ha::memory::Leaderless;
 use crate::ha::ports::{Server, Standby};
+use crate::ha::schedule::{self, Due};
 use crate::ha::turn::{Decided, Turn};
 use hathi_dcs::Millis;
 
@@ -28,12 +29,19 @@ pub fn waits(seen: Seen, backoff_ms: u64, loop_wait_ms: u64) -> Option<u64> {
 /// Between two looks at the position that tell whether WAL arrives.
 const LOOK_MS: u64 = 1_000;
 
-/// Postpones the race on a standby. An operator's candidate does not wait, nor does a primary.
+/// Postpones the race on a standby; not for what an operator asked for, with a candidate or without: the
+/// former leader was told to stop. Nor does a primary wait.
 pub fn postpone(turn: &mut Turn<'_>) -> Option<Decided> {
     let backoff_ms = u64::from(turn.settings.primary_race_backoff) * 1000;
     let Server::Standby(standby) = turn.pg.server.clone() else { return None };
-    let asked =
-        turn.view.pending_failover().is_some_and(|request| request.value.candidate.is_some());
+    let asked = turn.view.pending_failover().map(|request| request.value.clone());
+    let asked = asked.is_some_and(|request| {
+        let due = |at| match schedule::look(turn, at) {
+            Due::Now => true,
+            Due::Later(_) | Due::Stale | Due::Paused => false,
+        };
+        request.candidate.is_some() || request.scheduled_at.as_ref().is_none_or(due)
+    });
     if backoff_ms == 0 || asked || turn.settings.standby_cluster.is_some() {
         return None;
     }

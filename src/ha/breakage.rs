@@ -80,6 +80,10 @@ pub enum Breakage {
     AnybodyIsSynchronous,
     /// Promotes with the record of the former leader. (HA-099)
     PromoteUnprepared,
+    /// Promotes the leader of a standby cluster. (HA-110)
+    StandbyClusterPromotes,
+    /// Leaves the watchdog armed that a killed agent armed. (HA-179)
+    WatchdogIsLeft,
 }
 
 #[cfg(feature = "breakages")]

@@ -3,7 +3,7 @@
 use crate::ha::backoff;
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::failsafe;
-use crate::ha::leader::{checkpoint_of_a_former_life, enforce_primary};
+use crate::ha::leader::{checkpoint_of_a_former_life, enforce_primary, is_dead};
 use crate::ha::manual::{self, PROBE_MS};
 use crate::ha::ports::{Probe, Server};
 use crate::ha::race::{self, Demands, Myself, Unfit};
@@ -154,6 +154,10 @@ async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
         && !broken(Breakage::UnwatchedRaces)
     {
         return Err(("HA-091", format!("the watchdog is required and does not work: {why}")));
+    }
+    let stalls_ms = turn.pg.disk_stalls_ms;
+    if is_dead(&turn.settings, stalls_ms) {
+        return Err(("HA-314", format!("a write to my disk has not ended for {stalls_ms} ms")));
     }
     let cluster_timeline = turn.view.history.cluster_timeline();
     match &turn.pg.server {

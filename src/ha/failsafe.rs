@@ -198,7 +198,8 @@ pub async fn keep_slots_of_promise(turn: &mut Turn<'_>) {
         let mut view = (*turn.view).clone();
         view.status.slots.extend(promise.call.slots);
         turn.view = Arc::new(view);
-        turn.keep_slots().await;
+        // Nothing is copied while the store is away. (PG-277)
+        let _ = turn.keep_slots().await;
     }
 }
 
@@ -217,8 +218,8 @@ pub fn who_may_race(turn: &Turn<'_>) -> ClusterView {
 
 pub fn is_outside(turn: &Turn<'_>, who: &MemberName) -> bool {
     let now = turn.now();
-    let ttl = turn.settings.timing.ttl_ms();
-    let was_on = turn.memory.failsafe.on_at.is_some_and(|at| now.since(at) <= ttl);
+    let binds = crate::ha::promise::may_bind_ms(turn.settings.timing);
+    let was_on = turn.memory.failsafe.on_at.is_some_and(|at| now.since(at) <= binds);
     let map = turn.view.failsafe.as_ref().map(|map| &map.0);
     (turn.settings.failsafe_mode || was_on)
         && map.is_some_and(|map| !map.is_empty() && !map.contains_key(who.as_str()))
@@ -240,5 +241,5 @@ pub fn also_known(turn: &Turn<'_>) -> BTreeMap<MemberName, String> {
 /// was switched off meanwhile, because the primary it was promised to may not know that. (HA-323)
 pub fn may_have_promised(turn: &Turn<'_>) -> bool {
     let since = turn.memory.failsafe.began.map_or(0, |began| turn.now().since(began));
-    since < crate::ha::promise::binds_ms(turn.settings.timing.ttl_ms())
+    since < crate::ha::promise::may_bind_ms(turn.settings.timing)
 }

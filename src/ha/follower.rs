@@ -5,7 +5,7 @@ use crate::ha::memory::Rewind;
 use crate::ha::ports::{FollowChange, Server, Upstream};
 use crate::ha::recovery::rewind_if_needed;
 use crate::ha::standby;
-use crate::ha::task::{Demotion, Task};
+use crate::ha::task::{Demotion, Renewal, Task};
 use crate::ha::turn::{Decided, Turn};
 use hathi_dcs::{Deadline, MemberName, Role};
 
@@ -53,6 +53,12 @@ pub async fn follow(turn: &mut Turn<'_>, leader: &MemberName) -> Decided {
 
 /// Takes this place: asks whether it can, and changes what PostgreSQL streams from.
 pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
+    if let Server::Silent(why) = &turn.pg.server {
+        // Nobody knows what it is now; an operator may have promoted it in a pause. (HA-017)
+        let why = format!("PostgreSQL does not answer: {why}");
+        turn.because("HA-017", why);
+        return Decided::line(format!("postgres communication error; I am ({})", turn.me()));
+    }
     let told_another = turn.pg.role != place.role;
     if told_another && !turn.pg.is_primary {
         turn.ports.postgres.set_role(place.role);
@@ -66,7 +72,11 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
         return decided;
     }
     let Some(upstream) = place.upstream else {
-        return Decided::line(place.line);
+        return if turn.settings.nostream {
+            stop_streaming(turn, place.line).await
+        } else {
+            Decided::line(place.line)
+        };
     };
     let by = Deadline(turn.now().plus(2_000));
     match turn.ports.postgres.follow_change(Some(&upstream), by).await {
@@ -80,6 +90,9 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
                 // remote primary of another site may be away for long.
                 Server::Standby(standby) if !standby.streaming && !standby.from_archive => {
                     ask_again_while_it_does_not_stream(turn);
+                    if let Some(decided) = without_its_log(turn, &upstream, place.leader.as_ref()) {
+                        return decided;
+                    }
                     let soon = if upstream.remote { REMOTE_AWAY_MS } else { NOT_STREAMING_MS };
                     line.again_at(turn.now().plus(soon))
                 }
@@ -128,6 +141,26 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
     }
 }
 
+/// `nostream` was set while it streamed: from here on an archive feeds it. (PG-211)
+async fn stop_streaming(turn: &mut Turn<'_>, line: String) -> Decided {
+    let by = Deadline(turn.now().plus(2_000));
+    match turn.ports.postgres.follow_change(None, by).await {
+        FollowChange::Nothing => Decided::line(line),
+        FollowChange::Reload => {
+            turn.because("HA-125", "nostream: following nobody");
+            match turn.ports.postgres.follow_by_reload(None, by).await {
+                Ok(()) => Decided::line(line),
+                Err(error) => Decided::line(format!("could not stop streaming: {error}")),
+            }
+        }
+        FollowChange::Restart => {
+            turn.because("HA-125", "nostream: following nobody needs a restart");
+            let task = Task::Follow { upstream: None, restart: true };
+            Decided::task("changing primary_conninfo and restarting", task)
+        }
+    }
+}
+
 /// The member named by `replicatefrom` while it is there, else the leader; never myself.
 pub fn upstream(turn: &Turn<'_>, leader: &MemberName) -> Option<Upstream> {
     if turn.settings.nostream {
@@ -139,6 +172,33 @@ pub fn upstream(turn: &Turn<'_>, leader: &MemberName) -> Option<Upstream> {
         .filter(|name| *name != turn.me())
         .and_then(|name| turn.upstream(name))
         .or_else(|| turn.upstream(leader))
+}
+
+/// HA-316: it would ask for ever. An archive may still bring the log; else a new copy helps, which is made
+/// without asking only where that is wanted. (INV-20)
+fn without_its_log(
+    turn: &mut Turn<'_>,
+    upstream: &Upstream,
+    leader: Option<&MemberName>,
+) -> Option<Decided> {
+    if !turn.memory.log_is_gone || turn.memory.rewind != Rewind::NotNeeded {
+        return None;
+    }
+    let name = upstream.name.clone();
+    turn.because("HA-316", format!("{name} has not all the log any more that I need"));
+    let source = leader.and_then(|leader| turn.upstream(leader));
+    match source {
+        Some(source) if turn.settings.reinitialize_without_log && !turn.settings.pause => {
+            turn.memory.log_is_gone = false;
+            let task =
+                Task::Reinitialize { follow: source.clone(), source, why: Renewal::LogIsGone };
+            Some(Decided::task("reinitializing because the log I need is gone", task))
+        }
+        Some(_) | None => {
+            let line = format!("the log I need is gone from {name}: reinitialize me");
+            Some(Decided::line(line).again_at(turn.now().plus(ASK_AGAIN_MS)))
+        }
+    }
 }
 
 /// PG-143: between the check and the change of upstream the old stream went on, and may have brought
@@ -162,6 +222,7 @@ fn ask_for_rewind_when_the_leader_moved_on(turn: &mut Turn<'_>, leader: &MemberN
         standby.streaming && leads_on.is_none_or(|timeline| timeline <= standby.timeline);
     if standby.streaming {
         turn.memory.not_streaming_since = None;
+        turn.memory.log_is_gone = false;
     }
     let moved_on = leads_on.is_some_and(|timeline| timeline > turn.memory.leader_timeline);
     if streams_there {

@@ -5,6 +5,7 @@ use crate::ha::lease::Reserve;
 use crate::ha::manual;
 use crate::ha::memory::{AfterPromotion, Running};
 use crate::ha::ports::Server;
+use crate::ha::settings::Settings;
 use crate::ha::sync::{self, promotion::Prepared};
 use crate::ha::task::{Demotion, Kind, Task, immediate};
 use crate::ha::turn::{Decided, Lock, Turn};
@@ -34,15 +35,60 @@ pub async fn with_lock(turn: &mut Turn<'_>) -> Decided {
     if turn.time_is_up() {
         return no_time(turn);
     }
+    if let Some(decided) = dead_disk(turn).await {
+        return decided;
+    }
     if let Some(decided) = request::on_owner(turn).await {
         return decided;
     }
     if standby::is_in_force(turn) {
         return standby::lead(turn).await;
     }
+    stop_reserve(turn);
     checkpoint_of_a_former_life(turn).await;
     checkpoint_after_promotion(turn);
     enforce_primary(turn).await
+}
+
+/// Nothing reaches the disk of this primary any more. Its processes may not even die; so the key is not
+/// given up but runs out, and the guard does what can be done before that. (HA-314)
+async fn dead_disk(turn: &mut Turn<'_>) -> Option<Decided> {
+    let stalls_ms = turn.pg.disk_stalls_ms;
+    if !is_dead(&turn.settings, stalls_ms) || turn.settings.pause || !turn.pg.is_primary {
+        return None;
+    }
+    let why = format!("a write to the data directory has not ended for {stalls_ms} ms");
+    turn.because("HA-314", why);
+    if !someone_can_take_over(turn).await {
+        return None;
+    }
+    turn.lease.forget();
+    turn.memory.rewind.ask();
+    let line = "demoting self because the disk of the data directory does not answer";
+    Some(Decided::task(line, Task::Demote(Demotion::LostLock)))
+}
+
+pub fn is_dead(settings: &Settings, stalls_ms: u64) -> bool {
+    settings.disk_timeout_ms > 0 && stalls_ms >= settings.disk_timeout_ms
+}
+
+/// Does the lease leave the time that a fast stop takes here? (HA-321)
+fn stop_reserve(turn: &mut Turn<'_>) {
+    let Some(took) = turn.pg.fast_stop_ms else { return };
+    let reserve = Reserve::of(turn.settings.timing);
+    let left = reserve.demote - reserve.immediate;
+    if took <= left || turn.memory.slow_stop_said == Some(took) {
+        return;
+    }
+    turn.memory.slow_stop_said = Some(took);
+    let enough = took.saturating_mul(12).div_ceil(1000);
+    turn.because(
+        "HA-321",
+        format!(
+            "a fast stop took {took} ms here, and the lease leaves {left} ms for it: who is demoted by a \
+             silent store is stopped immediately; a ttl of {enough} s would do"
+        ),
+    );
 }
 
 /// The store is slow, and the lease runs down: the next turn is about that. (HA-304)
@@ -304,6 +350,7 @@ fn loss_means(kind: Kind) -> OnLoss {
         | Kind::Demote
         | Kind::Rewind
         | Kind::SingleUser
+        | Kind::CopySlots
         | Kind::Restart { primary: false } => OnLoss::GoesOn,
     }
 }

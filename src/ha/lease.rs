@@ -30,8 +30,16 @@ pub struct Reserve {
 impl Reserve {
     pub fn of(timing: Timing) -> Self {
         let ttl = timing.ttl_ms();
-        Self { demote: ttl / 6, immediate: ttl / 12, guard: ttl / 20 }
+        // However short the lease is: what the guard itself needs to kill, and a stop before that.
+        let guard = (ttl / 20).max(350);
+        let immediate = (ttl / 12).max(guard + 150);
+        Self { demote: (ttl / 6).max(immediate + 300), immediate, guard }
     }
+}
+
+/// A step that a turn waits for gets at least so many milliseconds, however late it is.
+pub fn least_ms(timing: Timing) -> u64 {
+    (timing.ttl_ms() / 20).min(500)
 }
 
 /// How long a renewal that the store confirms is worth, from before it was sent. (INV-28)
@@ -39,8 +47,8 @@ pub fn worth_ms(timing: Timing) -> u64 {
     timing.ttl_ms() - timing.ttl_ms() / 20
 }
 
-/// Turns further apart than this wake the keeper: shorter than any ttl. (HA-021)
-const STUCK_AFTER_MS: u64 = 15_000;
+/// Turns further apart than this wake the keeper: shorter than any ttl. (HA-021, HA-324)
+const STUCK_AFTER_MS: u64 = 1_500;
 
 fn believed_until(ports: &Ports, sent: Millis, timing: Timing) -> Millis {
     if broken(Breakage::BeliefTooLong) {
@@ -386,7 +394,7 @@ impl Lease {
                     belief.verdict = Verdict::Unreachable { since: sent };
                 }
                 // Soon again, but not in a tight loop when the store refuses at once.
-                belief.renew_at = ports.clock.now().plus(1000);
+                belief.renew_at = ports.clock.now().plus((timing.ttl_ms() / 10).min(1_000));
                 drop(belief); // No port is called under a lock.
                 if broken(Breakage::KeepAliveWithoutLock) {
                     ports.watchdog.keep_alive(ports.clock.now().plus(worth_ms(timing)));

@@ -28,6 +28,7 @@ pub fn record(
         pending_restart_reason: pg.pending_restart.clone(),
         scheduled_restart: scheduled_restart.map(Planned::to_wire),
         pause: settings.pause,
+        short_ttl: settings.short_ttl,
         ..MemberData::default()
     };
     let answers = match pg.state {

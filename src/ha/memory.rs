@@ -1,7 +1,7 @@
 //! What one turn remembers for the next. (section 1.2 of docs/spec/ha-loop.md)
 
 use crate::ha::record::Word;
-use hathi_dcs::{ClusterView, MemberData, Millis, Timeline, Version};
+use hathi_dcs::{ClusterView, MemberData, MemberName, Millis, Timeline, Version};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -133,8 +133,18 @@ pub struct Memory {
     pub task: Option<Running>,
     /// The version of `/config` that was applied or refused last. (HA-019)
     pub config_seen: Option<Version>,
+    /// Whom it follows has not all the log any more that this standby needs. (HA-316)
+    pub log_is_gone: bool,
+    /// The fast stop that was said to take longer than the lease leaves for it. (HA-321)
+    pub slow_stop_said: Option<u64>,
+    /// Every member of the last view lives with a short ttl. (HA-324)
+    pub short_ttl: bool,
     /// When each member slot was last wanted for a living member. (DCS-061)
     pub slots_seen: BTreeMap<String, Millis>,
+    /// In this life of the server its slots were looked at for those that nobody knows. (PG-267)
+    pub slots_judged: Option<String>,
+    /// Who was the primary of the timeline that this server has, when it was seen first. (PG-147)
+    pub timeline_of: Option<(Timeline, MemberName)>,
     /// The timeline of the leader we followed last; a higher one asks for a rewind check. (HA-125)
     pub leader_timeline: Timeline,
     /// This standby does not stream from its upstream; when that was noticed, or asked about last.

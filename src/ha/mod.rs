@@ -27,7 +27,7 @@ pub mod breakage;
 mod election;
 pub mod failsafe;
 mod follower;
-mod history;
+pub mod history;
 pub mod journal;
 mod leader;
 pub mod lease;

@@ -31,6 +31,7 @@ pub async fn resumed(turn: &mut Turn<'_>) {
     turn.memory.was_paused = false;
     turn.memory.owes_restart = false;
     turn.memory.rewind = Rewind::Check;
+    turn.memory.slots_judged = None; // PG-267
     turn.memory.leader_timeline = Timeline(0);
     turn.memory.checkpoint_judged = Timeline(0);
     turn.memory.recovered_in_single_user_mode = false;

@@ -68,6 +68,10 @@ pub trait Configuration: Send + Sync {
     /// Puts a new document in force: settings, store timing, PostgreSQL's files. An error keeps the
     /// old one; it is said once per document. (HA-002, HA-019, CFG-038)
     async fn apply(&self, dynamic: &Map<String, Value>) -> Result<(), String>;
+
+    /// Every other member lives with a `ttl` below Patroni's floor, or not: the timing in force follows
+    /// at once, also of the store and the watchdog. At first: not. (HA-324)
+    fn allow_short_ttl(&self, yes: bool);
 }
 
 /// Tells the rest of the agent (REST API, log, demo) what a turn saw and decided.
@@ -148,7 +152,8 @@ pub trait Watchdog: Send + Sync {
     /// (HA-172)
     fn keep_alive(&self, until: Millis);
 
-    /// Nothing can be written here any more, or the cluster is paused. (HA-174)
+    /// Nothing can be written here any more, or the cluster is paused. Ends also what a former agent
+    /// of this node left armed. (HA-174, HA-179)
     fn disable(&self);
 
     /// It is required, and known not to work: this node takes no part in a race. (HA-091)
@@ -262,12 +267,63 @@ impl Standby {
     }
 }
 
-/// One physical replication slot of this server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One replication slot of this server. Temporary ones are not told, nor those that PostgreSQL itself
+/// keeps in step with a primary (`failover`). (PG-268)
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
     pub name: String,
     pub active: bool,
     pub restart_lsn: Option<Lsn>,
+    /// `None`: a physical one.
+    #[serde(default)]
+    pub logical: Option<LogicalSlot>,
+    /// The log that it needs is gone. (PG-266)
+    #[serde(default)]
+    pub lost: bool,
+}
+
+/// What a logical slot decodes, and how far its reader confirmed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogicalSlot {
+    pub database: String,
+    pub plugin: String,
+    pub confirmed: Lsn,
+}
+
+impl Slot {
+    /// The position that is published: restart of a physical one, confirmed of a logical one. (PG-276)
+    pub fn position(&self) -> Option<Lsn> {
+        match &self.logical {
+            Some(logical) => Some(logical.confirmed),
+            None => self.restart_lsn,
+        }
+    }
+}
+
+/// What the slots of this server are to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotPlan {
+    /// Name to the position that an idle one is advanced to. (PG-261, PG-264)
+    pub physical: BTreeMap<String, Option<Lsn>>,
+    /// Created where they are missing on a primary; advanced on a standby. (PG-271, PG-273)
+    pub logical: BTreeMap<String, WantedLogical>,
+    /// Dropped, unless somebody reads from them. (PG-267)
+    pub unwanted: Vec<String>,
+}
+
+impl SlotPlan {
+    pub fn is_empty(&self) -> bool {
+        self.physical.is_empty() && self.logical.is_empty() && self.unwanted.is_empty()
+    }
+}
+
+/// A logical slot as the operator declared it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedLogical {
+    pub database: String,
+    pub plugin: String,
+    /// Only on a standby: as far as the leader's reader confirmed, and no further than is replayed here.
+    pub position: Option<Lsn>,
 }
 
 /// What REST answers show and no decision reads.
@@ -306,6 +362,14 @@ pub struct Observation {
     /// Who receives this server's log, and whom its commits wait for.
     #[serde(default)]
     pub replication: Replication,
+    /// The longest of the last fast stops here, from the signal until no client was left, in
+    /// milliseconds. (HA-321)
+    #[serde(default)]
+    pub fast_stop_ms: Option<u64>,
+    /// For so many milliseconds a small write to the data directory has had no end; 0: none waits, or
+    /// nobody tries. (HA-314)
+    #[serde(default)]
+    pub disk_stalls_ms: u64,
 }
 
 /// The senders of a primary. (PG-308)
@@ -427,6 +491,9 @@ pub struct SourceHistory {
     /// `None`: not asked, or it did not say. (PG-154)
     #[serde(default)]
     pub checkpoint_timeline: Option<Timeline>,
+    /// Where the oldest log begins that it still has; `None`: it did not say. (HA-316)
+    #[serde(default)]
+    pub oldest: Option<Lsn>,
 }
 
 /// How far the local data directory is. (PG-144)
@@ -558,14 +625,10 @@ pub trait Postgres: Send + Sync {
     /// Not in force by `by`, or not known to be; it may be later. Ask for the same value again.
     async fn set_sync_names(&self, names: Option<&str>, by: Deadline) -> Result<(), PgError>;
 
-    /// Creates the missing slots of `wanted`; advances an inactive one that is behind the position
-    /// given for it; drops those named in `unwanted`, if inactive. (PG-261, PG-264)
-    async fn set_slots(
-        &self,
-        wanted: &BTreeMap<String, Option<Lsn>>,
-        unwanted: &[String],
-        by: Deadline,
-    ) -> Result<(), PgError>;
+    /// Creates the missing slots, logical ones on a primary only; advances an inactive one that is
+    /// behind the position given for it; drops the unwanted ones, if inactive. One that fails does not
+    /// keep the others from being handled; the first error is told. (PG-261 … PG-273)
+    async fn set_slots(&self, plan: &SlotPlan, by: Deadline) -> Result<(), PgError>;
 
     /// Issues a CHECKPOINT and waits for it. (PG-065)
     async fn checkpoint(&self, by: Deadline) -> Result<(), PgError>;
@@ -597,6 +660,11 @@ pub trait Postgres: Send + Sync {
     fn clear_cancel(&self);
 
     // Long effects.
+
+    /// Makes the logical slots that this standby lacks from those of `source`: reads them there, stops
+    /// the server, writes them, and starts it as the standby it was. Nothing is stopped while they
+    /// cannot be read. (PG-272)
+    async fn copy_logical_slots(&self, source: &Upstream, names: &[String]) -> Result<(), PgError>;
 
     /// Creates a new data directory by the configured method, and starts it. (PG-100 … PG-106)
     async fn bootstrap(&self) -> Result<(), PgError>;

@@ -6,7 +6,7 @@
 
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::ports::Promises;
-use hathi_dcs::{Lsn, MemberName, Millis};
+use hathi_dcs::{Lsn, MemberName, Millis, Timing};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -81,6 +81,14 @@ pub fn binds_ms(ttl_ms: u64) -> u64 {
     ttl_ms + ttl_ms / 20
 }
 
+/// Patroni's members do not say their ttl in a call: it is ours, and never shorter than this. (HA-324)
+const PATRONIS: u32 = Timing::PATRONIS_SHORTEST;
+
+/// How long somebody may count on a promise of which nothing else is known. (HA-323)
+pub fn may_bind_ms(timing: Timing) -> u64 {
+    binds_ms(timing.ttl_ms().max(u64::from(PATRONIS) * 1000))
+}
+
 #[derive(Debug, Default)]
 struct State {
     promise: Option<Promise>,
@@ -107,7 +115,7 @@ impl Gate {
         if state.claims && !broken(Breakage::PromiseWhileRacing) {
             return Err("asking for the leader key itself");
         }
-        let theirs = u64::from(call.ttl.unwrap_or(0)).min(86_400) * 1000;
+        let theirs = u64::from(call.ttl.unwrap_or(PATRONIS)).min(86_400) * 1000;
         let until = now.plus(binds_ms(ttl_ms.max(theirs)));
         let until = match &state.promise {
             Some(before) => before.until.max(until),
@@ -185,6 +193,20 @@ mod tests {
         assert_eq!(gate.accept(call("a"), 20_000, Millis(1_000)), Ok(()));
         assert!(gate.promised(Millis(62_999)).is_some());
         assert!(gate.is_active(Millis(20_999), 20_000) && !gate.is_active(Millis(21_000), 20_000));
+    }
+
+    /// Proves HA-324: a call of Patroni's binds for Patroni's shortest ttl, however short ours is.
+    #[test]
+    fn a_call_without_a_ttl_is_patronis() {
+        let gate = Gate::default();
+        assert_eq!(gate.accept(call("a"), 3_000, Millis(0)), Ok(()));
+        assert!(gate.promised(Millis(20_999)).is_some() && gate.promised(Millis(21_000)).is_none());
+        let ours = Call { ttl: Some(3), ..call("a") };
+        let gate = Gate::default();
+        assert_eq!(gate.accept(ours, 3_000, Millis(0)), Ok(()));
+        assert!(gate.promised(Millis(3_149)).is_some() && gate.promised(Millis(3_150)).is_none());
+        let short = Timing { ttl: 3, loop_wait: 1, retry_timeout: 1 };
+        assert_eq!((may_bind_ms(short), may_bind_ms(Timing::default())), (21_000, 31_500));
     }
 
     /// Proves HA-156 (the body): what we send is what Patroni reads, and the other way round.

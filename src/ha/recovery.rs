@@ -362,7 +362,8 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) -> bool {
         turn.because("PG-145", format!("{} is still in recovery", source.name));
         return false;
     }
-    let parted = parted(turn, &local, &history).await;
+    let twin = is_a_twin(turn, &local);
+    let parted = twin || parted(turn, &local, &history).await;
     let (answer, rule) = if parted {
         (Divergence::Diverged("we share the numbers of our timelines, not their history"), "PG-147")
     } else {
@@ -371,6 +372,7 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) -> bool {
     match answer {
         Divergence::None => {
             turn.because(rule, format!("no rewind needed, says {}", source.name));
+            turn.memory.log_is_gone = history.oldest.is_some_and(|oldest| local.lsn < oldest);
             turn.memory.rewind = Rewind::NotNeeded;
             true
         }
@@ -380,7 +382,7 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) -> bool {
         }
         Divergence::Diverged(why) => {
             turn.because(rule, why);
-            turn.memory.rewind = if parted && local.timeline == history.timeline {
+            turn.memory.rewind = if twin || parted && local.timeline == history.timeline {
                 Rewind::OtherHistory
             } else {
                 Rewind::Needed
@@ -388,6 +390,25 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) -> bool {
             true
         }
     }
+}
+
+/// I have the timeline of one primary, and `/history` says that another one began it: both were promoted
+/// from the very same position, and the first died before anybody heard of it. The history files agree;
+/// only what was written since differs, which neither streaming nor pg_rewind would notice. (PG-147)
+fn is_a_twin(turn: &mut Turn<'_>, local: &LocalEnd) -> bool {
+    let noted = turn.memory.timeline_of.as_ref().filter(|(of, _)| *of == local.timeline);
+    let whose = match noted {
+        _ if local.was_primary => turn.me().clone(),
+        Some((_, whose)) => whose.clone(),
+        None => return false,
+    };
+    let began = turn.view.history.entries.iter().find(|row| row.timeline.0 + 1 == local.timeline.0);
+    let Some(other) = began.and_then(|row| row.new_leader.clone()) else { return false };
+    let twin = other != whose && turn.view.member(&other).is_some();
+    if twin {
+        turn.because("PG-147", format!("{other} began the timeline that I have from {whose}"));
+    }
+    twin
 }
 
 /// Did the timelines before mine end at other points there? Then both nodes were promoted from the

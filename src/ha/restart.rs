@@ -145,6 +145,15 @@ pub async fn when_due(turn: &mut Turn<'_>, decided: Decided) -> Decided {
 /// As what it starts again, and whether it may. Sets what the turns after it need to judge the
 /// start. (HA-054, HA-058)
 async fn begin(turn: &mut Turn<'_>, conditions: &Conditions) -> Result<Task, String> {
+    if let (Some(mine), Some(theirs)) = (&turn.pg.system_id, turn.view.system_id())
+        && *mine != theirs
+    {
+        // In pause such a server may run: what becomes of it is not for this cluster to say. (INV-21)
+        return Err(format!(
+            "its data directory belongs to another cluster: its system identifier is {mine}, the \
+             cluster's is {theirs}"
+        ));
+    }
     let how = start_as(turn).await?;
     let timeout = conditions.timeout.unwrap_or(turn.settings.primary_start_timeout);
     let timeout_ms = u64::from(timeout) * 1000;

@@ -71,6 +71,7 @@ mod tests {
                 },
             ],
             checkpoint_timeline: None,
+            oldest: None,
         };
         let standby = |timeline, lsn| LocalEnd {
             timeline: Timeline(timeline),

@@ -435,6 +435,7 @@ async fn note(
         | Kind::StartAsPrimary
         | Kind::Follow
         | Kind::SingleUser
+        | Kind::CopySlots
         | Kind::Restart { .. } => {}
     }
     match report.outcome {
@@ -477,7 +478,9 @@ fn start(
     memory.task = Some(Running { name: task.name(), kind, since: now });
     memory.off_duty = matches!(
         task,
-        Task::Follow { restart: true, .. } | Task::Restart { how: Start::AsStandby(_), .. }
+        Task::Follow { restart: true, .. }
+            | Task::Restart { how: Start::AsStandby(_), .. }
+            | Task::CopySlots { .. }
     );
     memory.giving_up = match &task {
         // In a demotion to a standby cluster the key may be given up, or stay.
@@ -492,6 +495,7 @@ fn start(
         | Task::Promote
         | Task::Rewind { .. }
         | Task::SingleUser
+        | Task::CopySlots { .. }
         | Task::Restart { .. } => false,
     };
     let (done, report) = oneshot::channel();
@@ -524,7 +528,12 @@ fn checkpoint(ports: &Ports) -> oneshot::Receiver<bool> {
 }
 
 /// `loop_wait` after the last turn began, or earlier if the turn or the lease asks for it.
-fn next_turn(ports: &Ports, lease: &Lease, decided: &Decided, started: Millis) -> Millis {
+pub(super) fn next_turn(
+    ports: &Ports,
+    lease: &Lease,
+    decided: &Decided,
+    started: Millis,
+) -> Millis {
     let settings = ports.configuration.settings();
     let now = ports.clock.now();
     let mut next = started.plus(settings.timing.loop_wait_ms());

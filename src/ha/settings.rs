@@ -1,9 +1,10 @@
 //! What the core has to know of the configuration: plain values, already checked.
 
-use crate::ha::ports::Upstream;
+use crate::ha::ports::{Slot, Upstream};
 use hathi_dcs::{MemberName, Timing};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// The settings in force for one turn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +52,23 @@ pub struct Settings {
     /// Crashes within `primary_start_timeout` after which it is not started in place again if
     /// somebody can take over; 0: no limit. (HA-313, CFG-490)
     pub primary_restart_limit: u32,
+    /// The dynamic configuration asks for a `ttl` below Patroni's floor, and this store keeps such a
+    /// lease. In force it is only while every member says so. (HA-324)
+    #[serde(default)]
+    pub short_ttl: bool,
+    /// Permanent slots by name. (CFG-275, PG-269)
+    #[serde(default)]
+    pub slots: BTreeMap<String, PermanentSlot>,
+    /// Slots of others that are left alone. (CFG-276, PG-268)
+    #[serde(default)]
+    pub ignore_slots: Vec<IgnoredSlot>,
+    /// A standby whose log is gone is copied anew without asking. (HA-316, CFG-493)
+    #[serde(default)]
+    pub reinitialize_without_log: bool,
+    /// Milliseconds after which a write to the data directory that does not end counts as a dead disk;
+    /// 0: nobody looks. (HA-314, CFG-491)
+    #[serde(default)]
+    pub disk_timeout_ms: u64,
     /// Seconds the leader race waits while WAL still arrives; 0: none. (CFG-420)
     pub primary_race_backoff: u32,
 }
@@ -73,6 +91,106 @@ pub enum SynchronousMode {
     /// `FIRST`-like: the named standbys, in the order of priority.
     Priority,
     Quorum,
+}
+
+/// A slot that an operator declared permanent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PermanentSlot {
+    pub kind: PermanentKind,
+    /// `None`: on both.
+    pub cluster_type: Option<ClusterType>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PermanentKind {
+    Physical,
+    Logical { database: String, plugin: String },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterType {
+    Primary,
+    Standby,
+}
+
+impl PermanentSlot {
+    /// One entry of `slots`. (PG-269)
+    ///
+    /// # Errors
+    /// What is wrong with it, in one line.
+    pub fn parse(name: &str, value: &Value) -> Result<Self, String> {
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if name.is_empty() || name.len() > 63 || !name.chars().all(fits) {
+            return Err(format!("slots.{name}: a slot's name is 1 to 63 of a-z, 0-9 and _"));
+        }
+        let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+        let cluster_type = match text("cluster_type").as_deref() {
+            None => None,
+            Some("primary") => Some(ClusterType::Primary),
+            Some("standby") => Some(ClusterType::Standby),
+            Some(other) => {
+                return Err(format!(
+                    "slots.{name}.cluster_type: {other} is neither primary nor standby"
+                ));
+            }
+        };
+        let kind = match (text("type").as_deref(), text("database"), text("plugin")) {
+            (Some("logical") | None, Some(database), Some(plugin)) => {
+                PermanentKind::Logical { database, plugin }
+            }
+            (Some("physical") | None, _, _) => PermanentKind::Physical,
+            (Some("logical"), _, _) => {
+                return Err(format!("slots.{name}: a logical slot needs database and plugin"));
+            }
+            (Some(other), _, _) => {
+                return Err(format!("slots.{name}.type: {other} is neither physical nor logical"));
+            }
+        };
+        Ok(Self { kind, cluster_type })
+    }
+
+    /// Is this the slot that was declared?
+    pub fn is(&self, slot: &Slot) -> bool {
+        match (&self.kind, &slot.logical) {
+            (PermanentKind::Physical, None) => true,
+            (PermanentKind::Logical { database, plugin }, Some(has)) => {
+                has.database == *database && has.plugin == *plugin
+            }
+            (PermanentKind::Physical, Some(_)) | (PermanentKind::Logical { .. }, None) => false,
+        }
+    }
+}
+
+/// One entry of `ignore_slots`: what it does not name fits any. (PG-268)
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IgnoredSlot {
+    pub name: Option<String>,
+    pub logical: Option<bool>,
+    pub database: Option<String>,
+    pub plugin: Option<String>,
+}
+
+impl IgnoredSlot {
+    pub fn parse(value: &Value) -> Self {
+        let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+        Self {
+            name: text("name"),
+            logical: text("type").map(|kind| kind == "logical"),
+            database: text("database"),
+            plugin: text("plugin"),
+        }
+    }
+
+    pub fn matches(&self, slot: &Slot) -> bool {
+        let logical = slot.logical.as_ref();
+        let fits = |wanted: &Option<String>, has: Option<&String>| {
+            wanted.is_none() || wanted.as_ref() == has
+        };
+        fits(&self.name, Some(&slot.name))
+            && self.logical.is_none_or(|wanted| wanted == logical.is_some())
+            && fits(&self.database, logical.map(|has| &has.database))
+            && fits(&self.plugin, logical.map(|has| &has.plugin))
+    }
 }
 
 /// The remote primary, as the core needs it. (HA-110, HA-115)

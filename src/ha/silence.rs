@@ -2,12 +2,43 @@
 
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::lease::Reserve;
-use crate::ha::task::{Demotion, Task};
+use crate::ha::task::{Demotion, Kind, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
 use crate::ha::{failsafe, leader};
 
 /// How soon members that did not agree are asked again, while the lease lives.
 const ASK_AGAIN_MS: u64 = 1_000;
+
+/// A primary that restarts in the outage is one that goes on: the members are asked for it as for one that
+/// runs, or its restart ends with its lease. (HA-154, HA-163; the simulator, seed 4144)
+pub async fn during_a_task(turn: &mut Turn<'_>) {
+    let primary = turn.memory.task.is_some_and(|task| match task.kind {
+        Kind::StartAsPrimary | Kind::Restart { primary: true } => true,
+        Kind::Bootstrap
+        | Kind::Clone
+        | Kind::Follow
+        | Kind::Promote
+        | Kind::Demote
+        | Kind::Rewind
+        | Kind::SingleUser
+        | Kind::CopySlots
+        | Kind::Restart { primary: false } => false,
+    });
+    let Lock::Unseen { until: Some(until) } = turn.lock else { return };
+    let asks = primary
+        && turn.settings.failsafe_mode
+        && !turn.memory.task_cancelled
+        && !turn.demotion_is_due(until);
+    if !asks {
+        return;
+    }
+    if failsafe::everybody_agrees(turn, until).await {
+        turn.lock = Lock::Unseen { until: turn.lease.until(turn.now()) };
+    } else {
+        let soon = turn.now().plus(ASK_AGAIN_MS);
+        turn.wake_at(soon);
+    }
+}
 
 /// The store does not answer, or did not confirm the lock in time. (HA-150 … HA-153, HA-304)
 pub async fn store_is_silent(turn: &mut Turn<'_>) -> Decided {

@@ -1,7 +1,9 @@
 //! The cluster follows another one: its leader streams from the remote primary, is never promoted,
 //! and the others cascade behind it. (section 15 of docs/spec/ha-loop.md)
 
+use crate::ha::breakage::{Breakage, broken};
 use crate::ha::follower::{self, Place};
+use crate::ha::history;
 use crate::ha::ports::{Ports, Server, Stop, StopMode, StopStep, Upstream};
 use crate::ha::settings::Settings;
 use crate::ha::task::{Context, Demotion, Outcome, Task};
@@ -20,7 +22,7 @@ pub fn demanded_timeline(settings: &Settings, view: &ClusterView) -> Timeline {
 
 /// Does the leader of this cluster follow another one?
 pub fn is_in_force(turn: &Turn<'_>) -> bool {
-    turn.settings.standby_cluster.is_some()
+    turn.settings.standby_cluster.is_some() && !broken(Breakage::StandbyClusterPromotes)
 }
 
 /// Before anything is promoted or started as a primary: the fence is armed again for a lease that
@@ -53,6 +55,7 @@ pub async fn lead(turn: &mut Turn<'_>) -> Decided {
             turn.lease.read_only(turn.ports, true);
             turn.ports.watchdog.disable();
             turn.memory.standby_leader = true;
+            forget_the_former_life(turn).await;
             let line = if turn.pg.role == Role::StandbyLeader {
                 format!("no action. I am ({me}), the standby leader with the lock")
             } else {
@@ -70,6 +73,29 @@ pub async fn lead(turn: &mut Turn<'_>) -> Decided {
             Decided::line(format!("I am ({me}), the standby leader, and PostgreSQL is starting"))
         }
     }
+}
+
+/// What `/history` says of the time in which this cluster was a primary one has been rewound away. Left
+/// there it would keep everybody from leading after the next promotion: their timeline would be behind
+/// it. Only while we stream, so that we are on the remote primary's timeline. (HA-117)
+async fn forget_the_former_life(turn: &mut Turn<'_>) {
+    let Server::Standby(standby) = &turn.pg.server else { return };
+    let timeline = standby.timeline;
+    let outlived = standby.streaming
+        && !turn.settings.pause
+        && timeline != Timeline(0)
+        && turn.view.history.cluster_timeline() > timeline;
+    if !outlived {
+        return;
+    }
+    let by = Deadline(turn.now().plus(1_000));
+    let Some(local) = turn.ports.postgres.local_history(timeline, by).await else { return };
+    let max = turn.settings.max_timelines_history;
+    let new = history::merged(&turn.view.history, &local, &turn.settings.me, max);
+    turn.because("HA-117", format!("history ends before timeline {timeline} again"));
+    let by = turn.store_deadline();
+    // Repeated by the next turn.
+    let _ = turn.ports.dcs.write_history(&new, by).await;
 }
 
 /// Nobody leads and it is not for me to: the remote primary is still there. (HA-111)

@@ -29,6 +29,7 @@ pub enum Kind {
     Demote,
     Rewind,
     SingleUser,
+    CopySlots,
     Restart { primary: bool },
 }
 
@@ -45,6 +46,7 @@ impl Kind {
             | Self::Follow
             | Self::Rewind
             | Self::SingleUser
+            | Self::CopySlots
             | Self::Restart { primary: false } => false,
         }
     }
@@ -104,6 +106,11 @@ pub enum Task {
     },
     /// (HA-044)
     SingleUser,
+    /// Logical slots that only the leader has; the server stops and starts for it. (HA-016, PG-272)
+    CopySlots {
+        source: Upstream,
+        names: Vec<String>,
+    },
     /// An operator's restart; the start is waited for so long. (PG-060)
     Restart {
         how: Start,
@@ -116,6 +123,8 @@ pub enum Task {
 pub enum Renewal {
     Diverged,
     RewindFailed,
+    /// Nobody has the log any more that it needs. (HA-316)
+    LogIsGone,
     /// By an operator. `from_leader`: only from it, and by a base backup. (HA-055)
     Asked {
         from_leader: bool,
@@ -133,6 +142,9 @@ impl Task {
             Self::Reinitialize { why: Renewal::Diverged | Renewal::RewindFailed, .. } => {
                 "reinitializing due to diverged timelines"
             }
+            Self::Reinitialize { why: Renewal::LogIsGone, .. } => {
+                "reinitializing because the log is gone"
+            }
             Self::StartAsPrimary { .. } => "starting primary after failure",
             Self::Follow { restart: true, .. } => "changing primary_conninfo and restarting",
             Self::Follow { restart: false, .. } => "restarting after failure",
@@ -141,6 +153,7 @@ impl Task {
             Self::Demote(Demotion::Cluster) => "demoting to a standby cluster",
             Self::Demote(_) => "demote",
             Self::Rewind { .. } => "running pg_rewind",
+            Self::CopySlots { .. } => "copy_logical_slots",
             Self::SingleUser => "doing crash recovery in a single user mode",
             Self::Restart { .. } => "restart",
         }
@@ -150,7 +163,10 @@ impl Task {
     pub fn is_ordered(&self) -> bool {
         match self {
             Self::Restart { .. } | Self::Reinitialize { why: Renewal::Asked { .. }, .. } => true,
-            Self::Reinitialize { why: Renewal::Diverged | Renewal::RewindFailed, .. }
+            Self::Reinitialize {
+                why: Renewal::Diverged | Renewal::RewindFailed | Renewal::LogIsGone,
+                ..
+            }
             | Self::Bootstrap
             | Self::BootstrapStandbyLeader { .. }
             | Self::Clone { .. }
@@ -159,6 +175,7 @@ impl Task {
             | Self::Promote
             | Self::Demote(_)
             | Self::Rewind { .. }
+            | Self::CopySlots { .. }
             | Self::SingleUser => false,
         }
     }
@@ -173,6 +190,7 @@ impl Task {
             Self::Demote(_) => Kind::Demote,
             Self::Rewind { .. } => Kind::Rewind,
             Self::SingleUser => Kind::SingleUser,
+            Self::CopySlots { .. } => Kind::CopySlots,
             Self::Restart { how, .. } => Kind::Restart { primary: *how == Start::AsPrimary },
         }
     }
@@ -236,9 +254,16 @@ pub async fn run(task: Task, context: Context) -> Report {
         Task::Demote(how) => demote(&context, how).await,
         Task::Rewind { source, stop_first } => rewind(&context, &source, stop_first).await,
         Task::SingleUser => done(context.ports.postgres.recover_in_single_user_mode().await),
+        Task::CopySlots { source, names } => copy_slots(&context, &source, &names).await,
         Task::Restart { how, timeout_ms } => restart::run(&context, how, timeout_ms).await,
     };
     Report { kind, outcome }
+}
+
+/// HA-016: a standby restarts for it, so no commit may wait for it meanwhile. (HA-197)
+async fn copy_slots(context: &Context, source: &Upstream, names: &[String]) -> Outcome {
+    member::leave_duty(&context.ports).await;
+    done(context.ports.postgres.copy_logical_slots(source, names).await)
 }
 
 fn done(result: Result<(), PgError>) -> Outcome {
@@ -394,7 +419,7 @@ async fn reinitialize(
         // The methods may want what is there. (PG-125)
         Renewal::Asked { from_leader: false } => CopyBy::ConfiguredMethods,
         Renewal::Asked { from_leader: true } => CopyBy::BaseBackup,
-        Renewal::Diverged | Renewal::RewindFailed => {
+        Renewal::Diverged | Renewal::RewindFailed | Renewal::LogIsGone => {
             if let Err(error) = ports.postgres.remove_data_dir().await {
                 return Outcome::Failed(error.to_string());
             }
@@ -444,7 +469,8 @@ async fn promote(context: &Context) -> Outcome {
         return Outcome::Failed("lost the lease before the promotion".into());
     }
     // Nor may the cluster have been told to follow another one again. (HA-113)
-    if ports.configuration.settings().standby_cluster.is_some() {
+    let standby = ports.configuration.settings().standby_cluster.is_some();
+    if standby && !broken(Breakage::StandbyClusterPromotes) {
         return Outcome::Failed("this is a standby cluster now".into());
     }
     let by = Deadline(

@@ -5,7 +5,7 @@
 //! a [`Task`].
 
 use crate::ha::breakage::{Breakage, broken, hidden};
-use crate::ha::lease::{Lease, Reserve, Verdict};
+use crate::ha::lease::{Lease, Reserve, Verdict, least_ms};
 use crate::ha::memory::Memory;
 use crate::ha::operator::{self, Said};
 use crate::ha::ports::{Observation, Ports, Reason, Server, Upstream};
@@ -16,7 +16,9 @@ use crate::ha::{
     election, failsafe, follower, leader, member, pause, reached, recovery, restart, silence,
     slots, start,
 };
-use hathi_dcs::{ClusterView, DcsError, Deadline, Freshness, MemberName, Millis, State};
+use hathi_dcs::{
+    ClusterView, DcsError, Deadline, Freshness, Member, MemberName, Millis, Role, State,
+};
 use std::sync::Arc;
 
 /// The leader key, as the store and our own lease show it together.
@@ -114,7 +116,7 @@ pub async fn turn(ports: &Ports, lease: &Arc<Lease>, memory: &mut Memory, urgent
     if let Some(until) = lease.until(now) {
         // What is due at the end of the lease must begin in time, whatever the store and PostgreSQL
         // do. (HA-304)
-        let act_at = failsafe::act_at(&settings, until).max(now.plus(500));
+        let act_at = failsafe::act_at(&settings, until).max(now.plus(least_ms(settings.timing)));
         read_by = read_by.earlier(Deadline(act_at));
         observe_by = observe_by.earlier(Deadline(act_at));
     }
@@ -146,8 +148,10 @@ async fn seen(
     remember(ports, memory, &view);
     let mut reasons = Vec::new();
     apply_configuration(ports, memory, &view, &mut reasons).await;
+    agree_on_ttl(ports, memory, &view, &mut reasons);
     lease.shorten(ports);
     let settings = ports.configuration.settings();
+    note_whose_timeline(memory, &view, &pg, &settings.me);
     let now = ports.clock.now();
     failsafe::note_view(memory, &view, &settings, now);
     // While the promise binds its caller leads, whatever the store lacks. (HA-103)
@@ -196,9 +200,14 @@ async fn unseen(
     let decided = if turn.settings.pause {
         pause::paused(&mut turn).await
     } else if turn.memory.task.is_some() {
+        silence::during_a_task(&mut turn).await;
         turn.while_task_runs().await
     } else {
         silence::store_is_silent(&mut turn).await
+    };
+    let decided = match turn.wake {
+        Some(at) => decided.again_at(at),
+        None => decided,
     };
     turn.memory.want_latest = true;
     Turned { decided, lock: turn.lock, pg: turn.pg, view, reasons: turn.reasons, said }
@@ -239,6 +248,51 @@ async fn apply_configuration(
     }
 }
 
+/// Two primaries may have written timelines of the same number: whose is it that this server has? Noted
+/// when it is seen first, from the record of the one primary there is. (PG-147)
+fn note_whose_timeline(memory: &mut Memory, view: &ClusterView, pg: &Observation, me: &MemberName) {
+    let seen = match &pg.server {
+        Server::Primary { timeline, .. } => Some((*timeline, me.clone())),
+        Server::Standby(standby) if standby.streaming => {
+            let leads = |member: &&Member| {
+                member.data.role == Some(Role::Primary)
+                    && member.data.timeline == Some(standby.timeline)
+            };
+            let mut primaries = view.members.iter().filter(leads);
+            match (primaries.next(), primaries.next()) {
+                (Some(only), None) => Some((standby.timeline, only.name.clone())),
+                (_, _) => None,
+            }
+        }
+        Server::Standby(_) | Server::Down | Server::Starting | Server::Silent(_) => None,
+    };
+    let Some((timeline, whose)) = seen.filter(|(timeline, _)| timeline.0 > 1) else { return };
+    if memory.timeline_of.as_ref().is_none_or(|(known, _)| *known != timeline) || whose == *me {
+        memory.timeline_of = Some((timeline, whose));
+    }
+}
+
+/// A ttl below Patroni's floor is in force only while every member says that it lives with one: a
+/// member that counts with more would rely on a promise that we think has run out. (HA-324)
+fn agree_on_ttl(ports: &Ports, memory: &mut Memory, view: &ClusterView, reasons: &mut Vec<Reason>) {
+    let settings = ports.configuration.settings();
+    let others = view.members.iter().filter(|member| member.name != settings.me);
+    let long = others.into_iter().find(|member| !member.data.short_ttl);
+    let short = settings.short_ttl && long.is_none();
+    if short == memory.short_ttl {
+        return;
+    }
+    memory.short_ttl = short;
+    ports.configuration.allow_short_ttl(short);
+    let why = match long {
+        Some(member) if settings.short_ttl => {
+            format!("{} does not live with so short a ttl: 20 s are in force", member.name)
+        }
+        Some(_) | None => format!("a ttl below 20 s is in force: {short}"),
+    };
+    reasons.push(Reason { rule: "HA-324", why });
+}
+
 impl Turn<'_> {
     #[cfg_attr(feature = "breakages", track_caller)]
     pub fn because(&mut self, rule: &'static str, why: impl Into<String>) {
@@ -272,7 +326,7 @@ impl Turn<'_> {
         match self.lease.until(now) {
             Some(until) => {
                 let at = failsafe::act_at(&self.settings, until);
-                by.earlier(Deadline(at.max(now.plus(500))))
+                by.earlier(Deadline(at.max(now.plus(least_ms(self.settings.timing)))))
             }
             None => by,
         }
@@ -580,8 +634,9 @@ impl Turn<'_> {
         if self.time_is_up() && decided.start.is_none() {
             return decided.again_at(self.now());
         }
-        if self.memory.task.is_none() && decided.start.is_none() && self.pg.alive {
-            self.keep_slots().await;
+        let idle = self.memory.task.is_none() && decided.start.is_none() && decided.exit.is_none();
+        if idle && self.pg.alive {
+            decided.start = self.keep_slots().await;
         }
         if decided.start.is_some() {
             // A store that is slow to take the record must not hold up what was decided: the task
@@ -599,23 +654,42 @@ impl Turn<'_> {
         decided
     }
 
-    pub async fn keep_slots(&mut self) {
+    /// The slots of this server as they are to be; those that a standby lacks are a task. (HA-016)
+    pub async fn keep_slots(&mut self) -> Option<Task> {
         if self.pg.state != State::Running {
-            return;
+            return None;
         }
+        let life = self.pg.details.as_ref().map(|details| details.postmaster_start_time.clone());
+        // Only where it is known whom slots are for: with a leader, and after the first turn. (PG-267)
+        let judged = life.is_none()
+            || self.memory.slots_judged == life
+            || self.view.leader.is_none()
+            || !self.memory.joined
+            || self.settings.pause;
         let now = self.now();
         let seen = &mut self.memory.slots_seen;
-        let mut plan = slots::plan(&self.settings, &self.view, &self.pg, seen, now);
+        let mut plan = slots::plan(&self.settings, &self.view, &self.pg, seen, judged, now);
+        if !judged {
+            self.memory.slots_judged = life;
+        }
+        for conflict in std::mem::take(&mut plan.conflicts) {
+            self.because("PG-271", conflict);
+        }
         if self.settings.pause {
-            plan.unwanted.clear(); // HA-137
+            plan.slots.unwanted.clear(); // HA-137
         }
-        if plan.is_done(&self.pg) {
-            return;
+        if !plan.slots.is_done(&self.pg) {
+            let by = Deadline(now.plus(1_000));
+            if let Err(error) = self.ports.postgres.set_slots(&plan.slots, by).await {
+                self.because("PG-261", format!("slots could not be brought up to date: {error}"));
+            }
         }
-        let by = Deadline(now.plus(1_000));
-        if let Err(error) = self.ports.postgres.set_slots(&plan.wanted, &plan.unwanted, by).await {
-            self.because("PG-261", format!("slots could not be brought up to date: {error}"));
+        if plan.to_copy.is_empty() || self.settings.pause {
+            return None;
         }
+        let source = self.upstream(self.view.leader_name()?)?;
+        self.because("PG-272", format!("logical slots are copied from {}", source.name));
+        Some(Task::CopySlots { source, names: plan.to_copy })
     }
 
     /// What this turn wrote to `/sync`, for the decisions after it.

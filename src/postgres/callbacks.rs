@@ -1,16 +1,20 @@
 //! The user's scripts that hear about changes. (PG-083 … PG-089)
 //!
 //! One runs at a time; a new one ends the one that runs and takes the place of one that waits.
-//! `on_reload` has a lane of its own. Nobody waits for them.
+//! `on_reload` has a lane of its own. Nobody waits for them. With `callback_timeout` they queue up
+//! instead, one of each kind, and each has that time. (HA-319)
 
 use crate::postgres::child::command_line;
 use crate::postgres::process::{ProcessId, descendants, kill};
 use crate::postgres::room::{LocalPostgres, lock};
 use hathi_dcs::Role;
 use rustix::process::Signal;
+use std::collections::VecDeque;
 use std::process::Stdio;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::process::Command;
 use tokio::task::JoinHandle;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +50,73 @@ pub(super) struct Callbacks {
 }
 
 #[derive(Default)]
-struct Lane(Mutex<Option<JoinHandle<()>>>);
+struct Lane {
+    running: Mutex<Option<JoinHandle<()>>>,
+    queue: Arc<Mutex<Queue>>,
+}
+
+/// Scripts that wait for each other; at most one of each kind.
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<(Action, Command)>,
+    /// Somebody is at it.
+    working: bool,
+}
+
+impl Queue {
+    /// A newer one of its kind takes the place of one that waits. True: nobody is at it yet.
+    fn push(&mut self, action: Action, command: Command) -> bool {
+        self.waiting.retain(|(waits, _)| *waits != action);
+        self.waiting.push_back((action, command));
+        !std::mem::replace(&mut self.working, true)
+    }
+
+    fn next(&mut self) -> Option<(Action, Command)> {
+        let next = self.waiting.pop_front();
+        self.working = next.is_some();
+        next
+    }
+}
+
+/// Runs what waits, one after the other. One that takes longer than its time is ended as soon as
+/// another one waits.
+async fn work_off(queue: Arc<Mutex<Queue>>, timeout: Duration) {
+    loop {
+        let next = lock(&queue).next();
+        let Some((action, command)) = next else { return };
+        let mut script = std::pin::pin!(run(action, command));
+        if tokio::time::timeout(timeout, &mut script).await.is_ok() {
+            continue;
+        }
+        loop {
+            if !lock(&queue).waiting.is_empty() {
+                tracing::warn!(
+                    target: "hathi::postgres",
+                    "{} takes longer than {} s and another callback waits: it is ended",
+                    action.key(),
+                    timeout.as_secs()
+                );
+                break;
+            }
+            if tokio::time::timeout(Duration::from_millis(200), &mut script).await.is_ok() {
+                break;
+            }
+        }
+    }
+}
+
+/// One script to its end. Dropped: it is killed with all it started.
+async fn run(action: Action, mut command: Command) {
+    tracing::debug!(target: "hathi::postgres", action = action.key(), "callback");
+    match command.spawn() {
+        Ok(mut child) => {
+            let _guard = child.id().and_then(|id| ProcessId::of(id.cast_signed())).map(KillTree);
+            // Its exit code is its own affair.
+            let _ = child.wait().await;
+        }
+        Err(why) => tracing::error!(target: "hathi::postgres", "{}: {why}", action.key()),
+    }
+}
 
 impl Callbacks {
     pub fn expect_start(&self) {
@@ -112,7 +182,14 @@ impl LocalPostgres {
                 &self.callbacks.main
             }
         };
-        let mut running = lock(&lane.0);
+        if settings.callback_timeout > 0 {
+            let timeout = Duration::from_secs(settings.callback_timeout.into());
+            if lock(&lane.queue).push(action, command) {
+                tokio::spawn(work_off(lane.queue.clone(), timeout));
+            }
+            return;
+        }
+        let mut running = lock(&lane.running);
         let previous = running.take();
         *running = Some(tokio::spawn(async move {
             if let Some(previous) = previous {
@@ -120,18 +197,7 @@ impl LocalPostgres {
                 // Its guard kills the script; afterwards it is gone.
                 let _ = previous.await;
             }
-            tracing::debug!(target: "hathi::postgres", action = action.key(), "callback");
-            match command.spawn() {
-                Ok(mut child) => {
-                    let _guard =
-                        child.id().and_then(|id| ProcessId::of(id.cast_signed())).map(KillTree);
-                    // Its exit code is its own affair.
-                    let _ = child.wait().await;
-                }
-                Err(why) => {
-                    tracing::error!(target: "hathi::postgres", "{}: {why}", action.key());
-                }
-            }
+            run(action, command).await;
         }));
     }
 
@@ -176,6 +242,36 @@ impl Drop for KillTree {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Proves HA-319 and CFG-492: callbacks wait for each other, a newer one takes the place of one of its
+    /// kind, and one that takes too long is ended when another one waits.
+    #[tokio::test]
+    async fn callbacks_queue_up_and_have_their_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = folder.path().join("told");
+        let script = |text: String| {
+            let mut command = Command::new("sh");
+            command.arg("-c").arg(text).process_group(0);
+            command
+        };
+        let tells = |name: &str| script(format!("echo {name} >> {}", told.display()));
+        let queue = Arc::new(Mutex::new(Queue::default()));
+        let slow = format!("echo slow >> {}; sleep 600; echo never >> {0}", told.display());
+        assert!(lock(&queue).push(Action::Start, script(slow)), "nobody is at it");
+        let work = tokio::spawn(work_off(queue.clone(), Duration::from_millis(300)));
+        let began = std::time::Instant::now();
+        while !told.exists() {
+            assert!(began.elapsed() < Duration::from_secs(20));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!lock(&queue).push(Action::RoleChange, tells("first")));
+        assert!(!lock(&queue).push(Action::Restart, tells("second")));
+        assert!(!lock(&queue).push(Action::RoleChange, tells("newer")));
+        tokio::time::timeout(Duration::from_secs(20), work).await.unwrap().unwrap();
+        let lines = std::fs::read_to_string(&told).unwrap();
+        assert_eq!(lines.lines().collect::<Vec<_>>(), ["slow", "second", "newer"]);
+        assert!(lock(&queue).push(Action::Stop, tells("later")), "it begins anew");
+    }
 
     /// Proves PG-067 (what a role change is).
     #[test]

@@ -1,6 +1,7 @@
 //! From the typed configuration to the settings of this room: names change, nothing is decided.
 
 use crate::config;
+use crate::ha::settings::{PermanentKind, PermanentSlot};
 use crate::postgres::settings::{
     Bootstrap, CustomBootstrap, Login, Remote, ReplicaMethod, Settings, ToolOption,
 };
@@ -30,6 +31,11 @@ impl Settings {
                     recovery_conf.insert(name.into(), value.clone());
                 }
             }
+        }
+        let mut parameters = shared.parameters.clone();
+        if now.standby_cluster.is_none() && has_logical_slots(now) {
+            // What a slot still needs must not be cleaned away behind it, on any member. (PG-199)
+            parameters.insert("hot_standby_feedback".into(), "on".into());
         }
         let mut replica_methods = BTreeMap::new();
         let mut create_replica_methods = Vec::new();
@@ -75,7 +81,7 @@ impl Settings {
             rewind: (rewind != superuser).then_some(rewind),
             superuser,
             replication: login(&own.authentication.replication),
-            parameters: shared.parameters.clone(),
+            parameters,
             recovery_conf,
             standby_cluster: now.standby_cluster.as_ref().map(|standby| Remote {
                 primary_slot_name: standby.primary_slot_name.clone(),
@@ -86,8 +92,10 @@ impl Settings {
             custom_conf: shared.custom_conf.clone(),
             config_base_name: own.config_base_name.clone(),
             pg_ctl_timeout: shared.pg_ctl_timeout,
+            callback_timeout: shared.callback_timeout,
             use_pg_rewind: shared.use_pg_rewind,
             use_slots: now.use_slots,
+            watch_disk: now.primary_disk_timeout > 0,
             synchronous: now.synchronous_mode != config::SynchronousMode::Off,
             bootstrap: local.bootstrap.as_ref().map(bootstrap).unwrap_or_default(),
             create_replica_methods,
@@ -99,6 +107,13 @@ impl Settings {
             server_output: None,
         }
     }
+}
+
+fn has_logical_slots(now: &config::Settings) -> bool {
+    let declared = |name: &String, value| PermanentSlot::parse(name, value).map(|slot| slot.kind);
+    now.slots
+        .iter()
+        .any(|(name, value)| matches!(declared(name, value), Ok(PermanentKind::Logical { .. })))
 }
 
 fn login(credentials: &config::Credentials) -> Login {

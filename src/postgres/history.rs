@@ -167,9 +167,9 @@ async fn ask(
     remote: bool,
     by: Deadline,
 ) -> Result<SourceHistory, SqlError> {
-    let (in_recovery, checkpoint_timeline) = match look(target, by).await {
+    let (in_recovery, checkpoint_timeline, oldest) = match look(target, by).await {
         Ok(answer) => answer,
-        Err(why) if remote && why.code().is_some() => (true, None),
+        Err(why) if remote && why.code().is_some() => (true, None, None),
         Err(why) => return Err(why),
     };
     let mut link = Replication::open(link, by).await?;
@@ -183,21 +183,59 @@ async fn ask(
             Err(why) => return Err(why),
         }
     }
-    Ok(SourceHistory { in_recovery, timeline, ends, checkpoint_timeline })
+    Ok(SourceHistory { in_recovery, timeline, ends, checkpoint_timeline, oldest })
 }
 
-async fn look(target: &Target, by: Deadline) -> Result<(bool, Option<Timeline>), SqlError> {
+/// The oldest segment, whatever its timeline, and how long one is. The function is the one that a user
+/// for pg_rewind is granted.
+const OLDEST: &str = "SELECT (SELECT min(substr(name, 9)) \
+     FROM pg_ls_dir('pg_wal', true, false) AS name \
+     WHERE name ~ '^[0-9A-F]{24}$'), \
+     (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size')";
+
+/// Where a segment begins: sixteen hexadecimal digits of its name, after those of the timeline.
+fn begin_of_segment(name: &str, segment_size: &str) -> Option<Lsn> {
+    let part = |range| u64::from_str_radix(name.get(range)?, 16).ok();
+    let (log, segment) = (part(0..8)?, part(8..16)?);
+    let size: u64 = segment_size.parse().ok()?;
+    Some(Lsn((log << 32).checked_add(segment.checked_mul(size)?)?))
+}
+
+async fn look(
+    target: &Target,
+    by: Deadline,
+) -> Result<(bool, Option<Timeline>, Option<Lsn>), SqlError> {
     let session = Session::open(target, by).await?;
     let sql = "SELECT pg_is_in_recovery(), (SELECT timeline_id FROM pg_control_checkpoint())";
     let row = session.row(sql, by).await?;
     let text = |at: usize| row.try_get(at).ok().flatten();
     let timeline = text(1).and_then(|text| text.parse().ok()).map(Timeline);
-    Ok((text(0) != Some("f"), timeline))
+    let in_recovery = text(0) != Some("f");
+    // A user who may not list the directory has no answer, and the check goes on without. (HA-316)
+    let oldest = session.row(OLDEST, by).await.ok().and_then(|row| {
+        let text = |at: usize| row.try_get(at).ok().flatten();
+        begin_of_segment(text(0)?, text(1)?)
+    });
+    Ok((in_recovery, timeline, oldest))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Proves HA-316 (where the oldest log begins).
+    #[test]
+    fn segments_begin_where_their_names_say() {
+        for (name, size, begin) in [
+            ("0000000000000001", "16777216", Some(0x0100_0000)),
+            ("0000000A000000FF", "16777216", Some(0xA_FF00_0000)),
+            ("0000000000000003", "1048576", Some(0x30_0000)),
+            ("00000000", "16777216", None),
+            ("zzzzzzzz00000001", "16777216", None),
+        ] {
+            assert_eq!(begin_of_segment(name, size), begin.map(Lsn), "{name}");
+        }
+    }
 
     /// Proves PG-145, PG-314 (history files).
     #[test]

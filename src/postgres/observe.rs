@@ -144,6 +144,8 @@ impl LocalPostgres {
                 && control.is_some_and(|c| c.wal_log_hints || c.data_checksums),
             is_primary,
             replication,
+            fast_stop_ms: self.longest_fast_stop(),
+            disk_stalls_ms: self.disk_watch.stalls_ms(),
         }
     }
 
@@ -158,16 +160,16 @@ impl LocalPostgres {
             let is_old = held.as_ref().is_some_and(|session| !session.is_closed());
             if !is_old {
                 *held = None;
-                let target = Target::watching(&self.settings());
-                *held = Some(Session::open(&target, by).await?);
+                *held = Some(self.open_long_session(by).await?);
             }
+            let known = self.facts().row;
             let answer = match held.as_ref() {
-                Some(session) => session.row(monitor::QUERY, by).await,
+                Some(session) => session.row(&monitor::query(known.as_ref()), by).await,
                 None => Err(SqlError::Other("not connected".into())),
             };
             match answer {
                 Ok(row) => {
-                    return monitor::parse(&row)
+                    return monitor::parse(&row, known.as_ref())
                         .ok_or_else(|| SqlError::Other("the row could not be read".into()));
                 }
                 Err(why) => {
@@ -180,6 +182,13 @@ impl LocalPostgres {
                 }
             }
         }
+    }
+
+    /// The one long connection.
+    pub(super) async fn open_long_session(&self, by: Deadline) -> Result<Session, SqlError> {
+        let session = Session::open(&Target::watching(&self.settings()), by).await?;
+        session.run(monitor::PREPARE, by).await?;
+        Ok(session)
     }
 
     /// A standby with smaller settings than its primary's WAL demands pauses its replay for ever;

@@ -1,15 +1,14 @@
 //! The port of the core, answered by the files beside this one.
 
 use crate::ha::ports::{
-    ControlData, CopyBy, FollowChange, LocalEnd, Observation, PgError, Postgres, SourceHistory,
-    Start, Started, Stop, StopStep, TimelineEnd, Upstream,
+    ControlData, CopyBy, FollowChange, LocalEnd, Observation, PgError, Postgres, SlotPlan,
+    SourceHistory, Start, Started, Stop, StopStep, TimelineEnd, Upstream,
 };
 use crate::postgres::LocalPostgres;
 use crate::postgres::callbacks::Action;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use hathi_dcs::{Deadline, Lsn, Role, State, Timeline};
-use std::collections::BTreeMap;
+use hathi_dcs::{Deadline, Role, State, Timeline};
 
 #[async_trait]
 impl Postgres for LocalPostgres {
@@ -45,13 +44,12 @@ impl Postgres for LocalPostgres {
         limited("synchronous_standby_names", by, self.change_sync_names(names, by)).await
     }
 
-    async fn set_slots(
-        &self,
-        wanted: &BTreeMap<String, Option<Lsn>>,
-        unwanted: &[String],
-        by: Deadline,
-    ) -> Result<(), PgError> {
-        self.bring_slots(wanted, unwanted, by).await
+    async fn set_slots(&self, plan: &SlotPlan, by: Deadline) -> Result<(), PgError> {
+        self.bring_slots(plan, by).await
+    }
+
+    async fn copy_logical_slots(&self, source: &Upstream, names: &[String]) -> Result<(), PgError> {
+        self.copy_slots(source, names).await
     }
 
     async fn checkpoint(&self, by: Deadline) -> Result<(), PgError> {

@@ -90,6 +90,10 @@ pub struct Inner {
     pub(super) joining: AtomicBool,
     pub(super) fresh: Mutex<Option<super::observe::SharedLook>>,
     pub(super) managed: Mutex<super::synchronous::Managed>,
+    pub(super) logical: Mutex<super::logical_slots::Logical>,
+    /// How long the last fast stops took. (HA-321)
+    pub(super) fast_stops: Mutex<std::collections::VecDeque<u64>>,
+    pub(super) disk_watch: Arc<super::disk_watch::DiskWatch>,
 }
 
 /// The local PostgreSQL. Clones are the same server.
@@ -122,7 +126,7 @@ impl LocalPostgres {
     /// observation. (PG-014)
     pub fn new(settings: Arc<Settings>, hooks: Hooks) -> Self {
         let role = role_on_disk(&settings);
-        Self(Arc::new(Inner {
+        let room = Self(Arc::new(Inner {
             settings: RwLock::new(settings),
             hooks,
             tracked: Mutex::new(Tracked { state: State::Stopped, since: boottime(), role }),
@@ -140,7 +144,13 @@ impl LocalPostgres {
             joining: AtomicBool::new(false),
             fresh: Mutex::new(None),
             managed: Mutex::default(),
-        }))
+            logical: Mutex::default(),
+            fast_stops: Mutex::default(),
+            disk_watch: Arc::default(),
+        }));
+        let settings = room.settings();
+        room.disk_watch.look_after(settings.watch_disk.then(|| settings.data_dir.clone()));
+        room
     }
 
     pub fn settings(&self) -> Arc<Settings> {
@@ -149,6 +159,7 @@ impl LocalPostgres {
 
     /// Takes other settings; [`LocalPostgres::apply_configuration`] puts them in force.
     pub fn set_settings(&self, settings: Arc<Settings>) {
+        self.disk_watch.look_after(settings.watch_disk.then(|| settings.data_dir.clone()));
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 

@@ -103,8 +103,12 @@ pub struct Settings {
     pub config_base_name: String,
     /// How long a start may take, in seconds, where nobody says otherwise. (PG-026)
     pub pg_ctl_timeout: u32,
+    /// Seconds a callback may take while another one waits; 0: none. (HA-319)
+    pub callback_timeout: u32,
     pub use_pg_rewind: bool,
     pub use_slots: bool,
+    /// Does somebody look after the disk? (HA-314)
+    pub watch_disk: bool,
     /// Synchronous mode is on: `synchronous_standby_names` is not the user's. (PG-198, PG-280)
     pub synchronous: bool,
     pub bootstrap: Bootstrap,
@@ -180,8 +184,10 @@ impl Settings {
             custom_conf: None,
             config_base_name: "postgresql".into(),
             pg_ctl_timeout: 60,
+            callback_timeout: 0,
             use_pg_rewind: false,
             use_slots: true,
+            watch_disk: false,
             synchronous: false,
             bootstrap: Bootstrap { method: "initdb".into(), ..Bootstrap::default() },
             create_replica_methods: vec!["basebackup".into()],

@@ -1,8 +1,10 @@
-//! Physical replication slots of the other members. (PG-261 … PG-266)
+//! Replication slots as the core wants them: physical ones here, logical ones by way of
+//! logical_slots.rs. (PG-261 … PG-273)
 
-use crate::ha::ports::PgError;
+use crate::ha::ports::{PgError, SlotPlan};
+use crate::postgres::logical_slots::Todo;
 use crate::postgres::room::LocalPostgres;
-use crate::postgres::session::{Session, SqlError, Target, literal};
+use crate::postgres::session::{Session, SqlError, literal};
 use hathi_dcs::{Deadline, Lsn};
 use std::collections::BTreeMap;
 
@@ -10,7 +12,9 @@ const WHAT: &str = "replication slots";
 
 /// One row of `pg_get_replication_slots()`.
 struct Found {
+    logical: bool,
     active: bool,
+    confirmed: Option<Lsn>,
     restart: Option<Lsn>,
     has_xmin: bool,
     lost: bool,
@@ -18,25 +22,22 @@ struct Found {
 
 impl LocalPostgres {
     /// One slot that fails does not keep the others from being handled; the first error is told.
-    pub(super) async fn bring_slots(
-        &self,
-        wanted: &BTreeMap<String, Option<Lsn>>,
-        unwanted: &[String],
-        by: Deadline,
-    ) -> Result<(), PgError> {
-        if wanted.is_empty() && unwanted.is_empty() {
+    pub(super) async fn bring_slots(&self, plan: &SlotPlan, by: Deadline) -> Result<(), PgError> {
+        if plan.is_empty() {
             return Ok(());
         }
         let late = |_| Self::failed(WHAT, "the connection is busy");
         let mut held = tokio::time::timeout(by.left(), self.session.lock()).await.map_err(late)?;
         if held.as_ref().is_none_or(Session::is_closed) {
-            let opened = Session::open(&Target::watching(&self.settings()), by).await;
+            let opened = self.open_long_session(by).await;
             *held = Some(opened.map_err(|why| Self::failed(WHAT, why))?);
         }
+        let mut todo = Vec::new();
         let result = match held.as_ref() {
-            Some(session) => work(session, wanted, unwanted, by).await,
+            Some(session) => work(session, plan, &mut todo, by).await,
             None => Ok(()),
         };
+        self.work_on_logical(todo);
         if result.as_ref().is_err_and(|why| why.code().is_none()) {
             *held = None;
         }
@@ -46,11 +47,24 @@ impl LocalPostgres {
 
 async fn work(
     session: &Session,
-    wanted: &BTreeMap<String, Option<Lsn>>,
-    unwanted: &[String],
+    plan: &SlotPlan,
+    todo: &mut Vec<Todo>,
     by: Deadline,
 ) -> Result<(), SqlError> {
     let found = read(session, by).await?;
+    for (name, wanted) in &plan.logical {
+        let slot = found.get(name);
+        let work = match wanted.position {
+            None => slot.is_none(),
+            // One that somebody reads from, or that is not logical, is not ours to move.
+            Some(to) => {
+                slot.is_some_and(|slot| slot.logical && !slot.active && slot.confirmed < Some(to))
+            }
+        };
+        if work {
+            todo.push(Todo { name: name.clone(), wanted: wanted.clone() });
+        }
+    }
     let mut first_error = None;
     let mut note = |result: Result<(), SqlError>| match result {
         Ok(()) => Ok(()),
@@ -61,10 +75,10 @@ async fn work(
         // The connection is of no more use.
         Err(why) => Err(why),
     };
-    for (name, position) in wanted {
+    for (name, position) in &plan.physical {
         let sql = match found.get(name) {
             None => create(name),
-            Some(slot) if slot.active => continue,
+            Some(slot) if slot.active || slot.logical => continue,
             Some(slot) => {
                 let idle = position.is_some();
                 if slot.lost || slot.restart.is_none() || (idle && slot.has_xmin) {
@@ -82,7 +96,7 @@ async fn work(
         };
         note(session.run(&sql, by).await)?;
     }
-    for name in unwanted {
+    for name in &plan.unwanted {
         if found.get(name).is_some_and(|slot| !slot.active) {
             note(session.run(&drop_slot(name), by).await)?;
         }
@@ -99,13 +113,16 @@ fn drop_slot(name: &str) -> String {
 }
 
 async fn read(session: &Session, by: Deadline) -> Result<BTreeMap<String, Found>, SqlError> {
-    let sql = "SELECT slot_name, active, restart_lsn, xmin IS NOT NULL AS has_xmin, wal_status \
-               FROM pg_get_replication_slots() WHERE slot_type = 'physical' AND NOT temporary";
+    let sql = "SELECT slot_name, slot_type, active, restart_lsn, confirmed_flush_lsn, \
+               xmin IS NOT NULL AS has_xmin, wal_status \
+               FROM pg_get_replication_slots() WHERE NOT temporary";
     let mut found = BTreeMap::new();
     for row in session.rows(sql, by).await? {
         let text = |name: &str| row.try_get(name).ok().flatten();
         let Some(name) = text("slot_name") else { continue };
         let slot = Found {
+            logical: text("slot_type") == Some("logical"),
+            confirmed: text("confirmed_flush_lsn").and_then(Lsn::parse),
             active: text("active") == Some("t"),
             restart: text("restart_lsn").and_then(Lsn::parse),
             has_xmin: text("has_xmin") == Some("t"),

@@ -7,7 +7,7 @@ use crate::postgres::control;
 use crate::postgres::process::{
     self, PidFile, Postmaster, children, descendants, is_auxiliary, title,
 };
-use crate::postgres::room::{LocalPostgres, on_disk, wait_for_exit};
+use crate::postgres::room::{LocalPostgres, lock, on_disk, wait_for_exit};
 use crate::postgres::session::{Session, Target};
 use crate::postgres::waldump::announced_position;
 use futures::StreamExt;
@@ -23,6 +23,9 @@ const LONG: u64 = 24 * 3600 * 1000;
 const TICK: Duration = Duration::from_millis(5);
 /// Later: an archiver may drain for hours.
 const SLOW_TICK: Duration = Duration::from_millis(50);
+
+/// How many of the last fast stops are kept.
+const FAST_STOPS: usize = 8;
 
 impl LocalPostgres {
     /// The work goes on in a task of its own whether or not anybody reads the steps.
@@ -79,7 +82,7 @@ impl LocalPostgres {
                 return StopStep::Failed(why);
             }
         };
-        let mut watch = Progress { safe: false, shut_down: false };
+        let mut watch = Progress { safe: false, shut_down: false, since: boottime() };
         let mut signalled = how.mode;
         let mut kill_at = match how.mode {
             StopMode::Fast => None,
@@ -137,6 +140,7 @@ impl LocalPostgres {
         let pid = postmaster.id.pid;
         if !watch.safe && on_disk(move || serves_nobody(pid)).await == Some(true) {
             watch.safe = true;
+            self.note_fast_stop(mode, watch.since);
             let _ = steps.send(StopStep::SafePoint).await;
         }
         if watch.shut_down || mode == StopMode::Immediate {
@@ -151,6 +155,7 @@ impl LocalPostgres {
         watch.shut_down = true;
         if !watch.safe {
             watch.safe = true;
+            self.note_fast_stop(mode, watch.since);
             let _ = steps.send(StopStep::SafePoint).await;
         }
         let archives = self.facts().row.is_some_and(|row| row.archive_mode != "off");
@@ -162,6 +167,20 @@ impl LocalPostgres {
             checkpoint
         };
         let _ = steps.send(StopStep::ShutDown { checkpoint, previous }).await;
+    }
+
+    /// Nobody is served any more: that is how long a fast stop takes here. (HA-321)
+    fn note_fast_stop(&self, mode: StopMode, since: Millis) {
+        if mode == StopMode::Fast {
+            let mut last = lock(&self.fast_stops);
+            last.truncate(FAST_STOPS - 1);
+            last.push_front(boottime().since(since));
+        }
+    }
+
+    /// The longest of the last ones, in milliseconds.
+    pub(super) fn longest_fast_stop(&self) -> Option<u64> {
+        lock(&self.fast_stops).iter().max().copied()
     }
 
     /// PG-042, PG-466: its error is no reason not to stop.
@@ -204,6 +223,8 @@ impl LocalPostgres {
 struct Progress {
     safe: bool,
     shut_down: bool,
+    /// When the signal was sent.
+    since: Millis,
 }
 
 /// No child that could still answer a client. (PG-043)

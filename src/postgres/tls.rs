@@ -8,10 +8,11 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -56,7 +57,7 @@ impl Tls {
             .with_custom_certificate_verifier(Arc::new(verifier));
         let config = match (option("sslcert"), option("sslkey")) {
             (Some(cert), Some(key)) => {
-                let key = PrivateKeyDer::from_pem_file(key)
+                let key = hathi_keyfile::read(Path::new(key), option("sslpassword"))
                     .map_err(|why| format!("sslkey {key}: {why}"))?;
                 builder
                     .with_client_auth_cert(certificates(cert)?, key)

@@ -7,6 +7,7 @@ use std::ffi::c_int;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 /// What the kernel says of a device (`struct watchdog_info` of linux/watchdog.h).
 #[repr(C)]
@@ -52,6 +53,29 @@ impl Driver for LinuxDriver {
         let path = &settings.device;
         access(path, Access::WRITE_OK).err().map(|why| format!("{}: {why}", path.display()))
     }
+
+    /// The kernel says so in `/sys`, where it was built to.
+    fn counts_on(&self, settings: &Settings) -> bool {
+        match settings.driver {
+            DriverKind::Testing => false,
+            DriverKind::Linux => state_of(&settings.device).is_some_and(|state| state == "active"),
+        }
+    }
+}
+
+/// `/dev/watchdog` is the first of them under its old number, of which `/sys` has no state.
+const FIRST: (u32, u32) = (10, 130);
+
+/// `active` or `inactive`; `None`: the device or the kernel does not say.
+fn state_of(device: &Path) -> Option<String> {
+    let number = rustix::fs::stat(device).ok()?.st_rdev;
+    let number = (rustix::fs::major(number), rustix::fs::minor(number));
+    let path = if number == FIRST {
+        "/sys/class/watchdog/watchdog0/state".to_owned()
+    } else {
+        format!("/sys/dev/char/{}:{}/state", number.0, number.1)
+    };
+    Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
 struct Kernel {

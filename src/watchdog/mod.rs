@@ -14,6 +14,7 @@ mod tests;
 
 pub use linux::LinuxDriver;
 
+use crate::ha::breakage::{Breakage, broken};
 use crate::ha::ports;
 use hathi_dcs::{Millis, Timing};
 use std::path::PathBuf;
@@ -61,12 +62,22 @@ impl Settings {
         }
     }
 
-    /// Why no device could ever do: the loop is slower than the timeout. (HA-171)
+    /// Why no device could ever do: the loop is slower than the timeout. (HA-171) Devices count whole
+    /// seconds, and a sign of life comes once a second at most. (HA-324)
     fn unfit(&self) -> Option<String> {
         let (timeout, loop_wait) = (self.timeout(), self.timing.loop_wait);
-        (timeout < i64::from(loop_wait).max(1)).then(|| {
-            format!("its timeout of {timeout} s would be shorter than loop_wait of {loop_wait} s")
-        })
+        if timeout < i64::from(loop_wait) {
+            return Some(format!(
+                "its timeout of {timeout} s would be shorter than loop_wait of {loop_wait} s"
+            ));
+        }
+        (timeout < 2).then(|| format!("its timeout of {timeout} s would be shorter than 2 s"))
+    }
+
+    /// Can this node lead with such a lease, as far as its watchdog is concerned? (HA-324)
+    pub fn allows(&self, timing: Timing) -> bool {
+        let with = Self { timing, ..self.clone() };
+        self.mode != Mode::Required || with.unfit().is_none()
     }
 }
 
@@ -116,6 +127,10 @@ pub trait Driver: Send + Sync {
 
     /// Why opening is known to fail, without opening.
     fn unusable(&self, settings: &Settings) -> Option<String>;
+
+    /// Does the device count although nobody here opened it: did an agent that was killed leave it
+    /// armed? `false` when that cannot be said. (HA-179)
+    fn counts_on(&self, settings: &Settings) -> bool;
 }
 
 struct Armed {
@@ -131,6 +146,8 @@ struct State {
     armed: Option<Armed>,
     /// What was complained of last: each trouble is said once.
     said: String,
+    /// It is known by now whether a former agent of this node left the device armed.
+    heir: bool,
 }
 
 /// The watchdog of this agent. All calls return at once.
@@ -153,7 +170,7 @@ impl Watchdog {
         driver: Arc<dyn Driver>,
         now: impl Fn() -> Millis + Send + Sync + 'static,
     ) -> Self {
-        let state = State { settings, armed: None, said: String::new() };
+        let state = State { settings, armed: None, said: String::new(), heir: false };
         Self { driver, now: Box::new(now), state: Mutex::new(state) }
     }
 
@@ -234,6 +251,28 @@ impl State {
         Ok(())
     }
 
+    /// Stops what an agent that was killed left armed: nobody keeps it alive any more, and it would
+    /// reset a machine on which all is well. Asked once; what another program holds open is not ours.
+    /// (HA-179)
+    fn disarm_inherited(&mut self, driver: &dyn Driver) {
+        if std::mem::replace(&mut self.heir, true) || self.settings.mode == Mode::Off {
+            return;
+        }
+        if !driver.counts_on(&self.settings) || broken(Breakage::WatchdogIsLeft) {
+            return;
+        }
+        match driver.open(&self.settings) {
+            Ok(mut device) => {
+                let settings = self.settings.clone();
+                let timeout = device.timeout().unwrap_or_default();
+                tracing::info!("watchdog: a former agent left it armed");
+                self.armed = Some(Armed { device, settings, timeout });
+                self.disarm();
+            }
+            Err(why) => tracing::debug!("watchdog: it counts, and is not ours: {why}"),
+        }
+    }
+
     /// HA-174.
     fn disarm(&mut self) {
         let Some(Armed { mut device, timeout, .. }) = self.armed.take() else { return };
@@ -289,8 +328,12 @@ impl ports::Watchdog for Watchdog {
         if state.settings.mode == Mode::Off || state.armed.is_some() {
             return Ok(());
         }
+        // Opening takes over what a former agent left armed.
         match state.arm(&*self.driver, until.since(now)) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                state.heir = true;
+                Ok(())
+            }
             Err(why) if state.settings.mode == Mode::Required => Err(why),
             Err(why) => {
                 state.say(format!("not used: {why}"));
@@ -315,7 +358,11 @@ impl ports::Watchdog for Watchdog {
     }
 
     fn disable(&self) {
-        self.state().disarm();
+        let mut state = self.state();
+        if state.armed.is_none() {
+            state.disarm_inherited(&*self.driver);
+        }
+        state.disarm();
     }
 
     fn unhealthy(&self) -> Option<String> {

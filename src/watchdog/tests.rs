@@ -12,6 +12,8 @@ struct Model {
     fixed: Option<u32>,
     /// Closing does not stop it.
     unstoppable: bool,
+    /// An agent of before left it armed.
+    counts: bool,
     timeout: u32,
     done: Vec<String>,
 }
@@ -44,6 +46,10 @@ impl Driver for Shelf {
 
     fn unusable(&self, _: &Settings) -> Option<String> {
         self.with(|model| model.missing.then(|| "no such file".to_owned()))
+    }
+
+    fn counts_on(&self, _: &Settings) -> bool {
+        self.with(|model| model.counts)
     }
 }
 
@@ -116,6 +122,9 @@ fn the_timeout_ends_before_the_lock() {
         (20, 11, -1, 10, false),
         (30, 1, 40, -10, false),
         (30, 1, 30, 0, false),
+        (3, 1, -1, 1, false),
+        (4, 1, -1, 2, true),
+        (3, 1, 0, 3, true),
     ] {
         let timing = Timing { ttl, loop_wait, retry_timeout: 10 };
         let settings = Settings { safety_margin, timing, ..settings(Mode::Required) };
@@ -286,4 +295,53 @@ fn what_is_no_watchdog() {
     let settings = driver_at(&nothing, DriverKind::Linux);
     let watchdog = Watchdog::new(settings, Arc::new(LinuxDriver), || second(1_000));
     assert!(watchdog.unhealthy().is_some());
+}
+
+/// Proves HA-178: a device that could not be used is tried again at each turn of a leader, and is used
+/// as soon as it can be.
+#[test]
+fn a_device_that_comes_late_is_used() {
+    let missing = Model { missing: true, ..Model::default() };
+    let (watchdog, shelf, _) = at_1000(settings(Mode::Required), missing);
+    for _ in 0..3 {
+        assert!(watchdog.activate(second(1030)).is_err() && !watchdog.is_running());
+    }
+    assert_eq!(watchdog.state().said, "", "a required one is the core's to tell");
+    shelf.with(|model| model.missing = false);
+    assert_eq!(watchdog.activate(second(1030)), Ok(()));
+    assert!(watchdog.is_running());
+    let missing = Model { missing: true, ..Model::default() };
+    let (watchdog, shelf, _) = at_1000(settings(Mode::Automatic), missing);
+    for _ in 0..3 {
+        assert_eq!(watchdog.activate(second(1030)), Ok(()));
+        assert_eq!(watchdog.state().said, "not used: no such file", "said once, kept to compare");
+    }
+    shelf.with(|model| model.missing = false);
+    assert_eq!(watchdog.activate(second(1030)), Ok(()));
+    assert!(watchdog.is_running());
+}
+
+/// Proves HA-179: what an agent left armed that was killed is opened and stopped, once; what another
+/// program has open is not; and who arms it takes it over.
+#[test]
+fn what_a_former_agent_left_armed_is_stopped() {
+    let left = Model { counts: true, ..Model::default() };
+    let (watchdog, shelf, _) = at_1000(settings(Mode::Automatic), left.clone());
+    watchdog.disable();
+    assert_eq!(shelf.took(), ["open /dev/watchdog", "off"]);
+    watchdog.disable();
+    assert!(shelf.took().is_empty(), "asked once");
+    let busy = Model { missing: true, ..left.clone() };
+    let (watchdog, shelf, _) = at_1000(settings(Mode::Automatic), busy);
+    watchdog.disable();
+    assert!(shelf.took().is_empty() && !watchdog.is_running());
+    let (watchdog, shelf, _) = at_1000(settings(Mode::Off), left.clone());
+    watchdog.disable();
+    assert!(shelf.took().is_empty(), "nobody said that it is ours");
+    let (watchdog, shelf, _) = at_1000(settings(Mode::Automatic), left);
+    watchdog.activate(second(1030)).unwrap();
+    assert_eq!(shelf.took(), ["open /dev/watchdog", "timeout 25"]);
+    let (watchdog, shelf, _) = at_1000(settings(Mode::Automatic), Model::default());
+    watchdog.disable();
+    assert!(shelf.took().is_empty(), "an idle device is not even opened");
 }

@@ -30,7 +30,7 @@ async fn cluster(store: Store) -> Cluster {
 /// etcd hangs for twice the lease: the primary goes on writing, nobody else leads, and PostgreSQL is
 /// not touched, neither then nor when etcd is back.
 ///
-/// Proves HA-154, HA-156, HA-157, HA-103, HA-307 and REST-093 on a real server.
+/// Proves HA-154, HA-156, HA-157, HA-158 (the same outage), HA-103, HA-307 and REST-093 on a real server.
 pub async fn the_primary_outlives_the_store() {
     let cluster = cluster(Store::Etcd { members: 1 }).await;
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");

@@ -15,8 +15,10 @@ mod outage;
 mod pause;
 mod planned;
 mod reload;
+mod slots;
 mod standby;
 mod sync;
+mod tags;
 mod watchdog;
 
 use hathi_test_support::{Agent, Cluster, ClusterOptions, Store};
@@ -126,6 +128,7 @@ on_both_stores! {
     crashes::postmaster_of_the_primary_killed,
     crashes::postmaster_killed_with_failover_at_once,
     crashes::node_of_the_primary_killed,
+    crashes::node_of_the_primary_killed_with_a_short_lease,
     crashes::postmaster_of_a_replica_killed,
     operator::restarts,
     operator::reinitialize,

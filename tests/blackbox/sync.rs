@@ -266,10 +266,17 @@ pub async fn strict_waits_for_a_standby(store: Store) {
 
 /// Switched on, changed to quorum and switched off under writers, as one document each.
 ///
-/// Proves HA-196 and HA-202 on real servers.
+/// Before and after it the user's own value is in force, which is nobody's on a standby meanwhile.
+///
+/// Proves HA-196, HA-202, PG-198, PG-280, PG-287 (do better: the text changes with the mode at once) and
+/// PG-288 on real servers.
 pub async fn switched_on_and_off(store: Store) {
-    let cluster = cluster_with(store, json!({})).await;
+    let own = json!({"postgresql": {"parameters": {"synchronous_standby_names": "ANY 1 (*)"}}});
+    let cluster = cluster_with(store, own).await;
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");
+    let names = "SHOW synchronous_standby_names";
+    let names_of = |i: usize| sql::value(cluster.nodes[i].pg(), names);
+    assert_eq!(names_of(leader).await.as_deref(), Ok("ANY 1 (*)"));
     let writers = writers(&cluster).await;
     patch(&cluster, leader, json!({"synchronous_mode": true})).await;
     synchronous(&cluster, Kind::Priority, 1).await;
@@ -277,17 +284,20 @@ pub async fn switched_on_and_off(store: Store) {
     synchronous(&cluster, Kind::Priority, 2).await;
     patch(&cluster, leader, json!({"synchronous_mode": "quorum"})).await;
     synchronous(&cluster, Kind::Quorum, 2).await;
+    for i in (0..3).filter(|i| *i != leader) {
+        assert_eq!(names_of(i).await.as_deref(), Ok(""), "who follows holds up no commits");
+    }
     patch(&cluster, leader, json!({"synchronous_mode": null})).await;
     cluster
-        .wait("asynchronous again", SETTLED, || async {
-            let names = "SHOW synchronous_standby_names";
-            let names = sql::value(cluster.nodes[leader].pg(), names).await?;
-            let counts = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'async'";
+        .wait("the user's own value again", SETTLED, || async {
+            let names = names_of(leader).await?;
+            let counts = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum'";
             let counts = sql::value(cluster.nodes[leader].pg(), counts).await?;
-            if names.is_empty() && counts == "2" {
+            let record = cluster.get(leader, "/cluster").await?.body;
+            if names == "ANY 1 (*)" && counts == "2" && !record.contains("_standby") {
                 Ok(())
             } else {
-                Err(format!("'{names}', {counts} async"))
+                Err(format!("'{names}', {counts} in it, {record}"))
             }
         })
         .await;

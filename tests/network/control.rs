@@ -5,7 +5,7 @@ use hathi_test_support::{Agent, Network, Store};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// `guard.mode: off`, the primary's agent frozen for longer than its lease: the chaos run must end
+/// Proves HA-177: `guard.mode: off`, the primary's agent frozen for longer than its lease: the chaos run must end
 /// with «two writers». With the guard the same run is clean.
 pub async fn without_a_guard_two_writers_are_found(network: Arc<Network>, store: Store) {
     assert_eq!(verdict_of(network, store, false).await, Verdict::TwoWriters);

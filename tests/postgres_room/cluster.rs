@@ -1,8 +1,8 @@
 //! Clone, follow, promote, rewind, slots: two servers.
 
-use crate::node::{Node, eventually, stop, within};
+use crate::node::{Node, eventually, physical, stop, within};
 use hathi::ha::ports::{
-    ControlState, CopyBy, FollowChange, Postgres, Server, Start, Started, StopMode,
+    ControlState, CopyBy, FollowChange, Postgres, Server, SlotPlan, Start, Started, StopMode,
 };
 use hathi_dcs::{Role, State, Timeline};
 
@@ -115,16 +115,17 @@ async fn slots_follow_what_is_wanted() {
     assert!(!before.active && before.restart_lsn.is_some());
     node.sql("CREATE TABLE t AS SELECT generate_series(1, 10000)").await;
     let Server::Primary { lsn, .. } = node.look().await.server else { panic!("a primary") };
-    let wanted = [("beta".to_owned(), Some(lsn)), ("gamma".to_owned(), None)].into();
-    node.pg.set_slots(&wanted, &[], within(5)).await.unwrap();
+    let wanted = physical([("beta", Some(lsn)), ("gamma", None)]);
+    node.pg.set_slots(&wanted, within(5)).await.unwrap();
     assert_eq!(slot("beta").await.unwrap().restart_lsn, Some(lsn));
     assert!(slot("gamma").await.is_some());
-    let unwanted = ["gamma".to_owned(), "never".to_owned()];
-    node.pg.set_slots(&Default::default(), &unwanted, within(5)).await.unwrap();
+    let unwanted = vec!["gamma".to_owned(), "never".to_owned()];
+    let unwanted = SlotPlan { unwanted, ..SlotPlan::default() };
+    node.pg.set_slots(&unwanted, within(5)).await.unwrap();
     assert!(slot("gamma").await.is_none() && slot("beta").await.is_some());
     // A bad name does not keep the good ones from being made.
-    let wanted = [("Bad Name".to_owned(), None), ("delta".to_owned(), None)].into();
-    let error = node.pg.set_slots(&wanted, &[], within(5)).await.unwrap_err();
+    let wanted = physical([("Bad Name", None), ("delta", None)]);
+    let error = node.pg.set_slots(&wanted, within(5)).await.unwrap_err();
     assert!(error.to_string().contains("42602"), "{error}");
     assert!(slot("delta").await.is_some());
 }

@@ -2,18 +2,24 @@
 
 use futures::StreamExt;
 use hathi::ha::ports::{
-    CopyBy, Observation, Postgres, Server, Start, Stop, StopMode, StopStep, Upstream,
+    CopyBy, Observation, Postgres, Server, SlotPlan, Start, Stop, StopMode, StopStep, Upstream,
 };
 use hathi::postgres::process::{ProcessId, children, descendants, kill, orphans};
 use hathi::postgres::settings::Login;
 use hathi::postgres::{Hooks, LocalPostgres, Settings};
-use hathi_dcs::{Deadline, MemberName, Role, State};
+use hathi_dcs::{Deadline, Lsn, MemberName, Role, State};
 use rustix::process::Signal;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tempfile::TempDir;
+
+/// These physical slots, and none that has to go.
+pub fn physical<const N: usize>(slots: [(&str, Option<Lsn>); N]) -> SlotPlan {
+    let physical = slots.map(|(name, lsn)| (name.to_owned(), lsn)).into();
+    SlotPlan { physical, ..SlotPlan::default() }
+}
 
 pub fn within(seconds: u64) -> Deadline {
     Deadline::in_ms(seconds * 1000)
@@ -186,8 +192,8 @@ impl Node {
     }
 
     pub async fn slot(&self, name: &str) {
-        let wanted = [(name.to_owned(), None)].into();
-        self.pg.set_slots(&wanted, &[], within(5)).await.unwrap();
+        let wanted = physical([(name, None)]);
+        self.pg.set_slots(&wanted, within(5)).await.unwrap();
     }
 
     pub async fn streams(&self) {

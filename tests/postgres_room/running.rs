@@ -8,7 +8,7 @@ use hathi::ha::ports::{
 use hathi_dcs::{Deadline, Role, State};
 use std::time::{Duration, Instant};
 
-/// Proves PG-041, PG-043, PG-044, PG-047: the steps come in order, and soon.
+/// Proves HA-107, PG-041, PG-043, PG-044, PG-047: the steps come in order, and soon.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fast_stop_tells_its_steps() {
     let node = Node::primary("alpha").await;
@@ -122,7 +122,7 @@ async fn a_running_server_is_adopted() {
     assert!(!second.pg.observe(within(5)).await.alive);
 }
 
-/// Proves PG-311 and the promise of the port: a frozen server costs the deadline, never more.
+/// Proves HA-025, PG-311 and the promise of the port: a frozen server costs the deadline, never more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_server_is_silent_in_time() {
     let node = Node::primary("alpha").await;
@@ -269,4 +269,35 @@ async fn a_long_start_is_told_as_starting() {
     let steps = stop(&beta, StopMode::Fast, true, Some(2000)).await;
     assert_eq!(steps.last(), Some(&StopStep::Stopped), "{steps:?}");
     assert_eq!(beta.server_processes(), 0);
+}
+
+/// Proves HA-048 and PG-288: whoever starts as a standby makes no commit wait for the names of its time as
+/// a primary, also when it is promoted again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_forgets_whom_commits_waited_for() {
+    let node = Node::primary("alpha").await;
+    node.change(|settings| settings.synchronous = true);
+    node.pg.set_sync_names(Some("beta"), within(10)).await.unwrap();
+    assert_eq!(node.sql("SHOW synchronous_standby_names").await, "beta");
+    stop(&node, StopMode::Fast, false, None).await;
+    node.pg.start(Start::AsStandby(None), within(20)).await.unwrap();
+    node.pg.promote(within(20)).await.unwrap();
+    assert_eq!(node.sql("SHOW synchronous_standby_names").await, "");
+    node.sql("CREATE TABLE waits_for_nobody(x int)").await;
+}
+
+/// Proves HA-316 (the leader's answer) and HA-321 (what is measured) on a real server.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_log_and_the_time_of_a_stop_are_told() {
+    let (alpha, beta) = Node::pair().await;
+    let told = beta.pg.source_history(&alpha.upstream(), within(10)).await.unwrap();
+    let oldest = told.oldest.expect("who may rewind may list the directory");
+    let name = alpha.sql("SELECT min(substr(name, 9)) FROM pg_ls_waldir()").await;
+    let begins = u64::from_str_radix(&name[..8], 16).unwrap() << 32;
+    let segment = u64::from_str_radix(&name[8..], 16).unwrap();
+    assert_eq!(oldest.0, begins + segment * 16 * 1024 * 1024);
+    assert_eq!(alpha.look().await.fast_stop_ms, None);
+    stop(&alpha, StopMode::Fast, true, None).await;
+    let took = alpha.look().await.fast_stop_ms.expect("it was stopped fast");
+    assert!(took < 60_000, "{took} ms");
 }

@@ -5,7 +5,9 @@ mod browser;
 mod golden;
 mod hostile;
 mod live;
+mod play;
 mod schema;
+mod unable;
 
 use hathi_test_support::{Agent, ClusterOptions, Store};
 use std::time::Duration;

@@ -59,22 +59,35 @@ pub fn base_settings() -> Settings {
         primary_stop_timeout: 0,
         primary_restart_limit: 0,
         primary_race_backoff: 0,
+        short_ttl: false,
+        disk_timeout_ms: 0,
+        reinitialize_without_log: false,
+        slots: Default::default(),
+        ignore_slots: Vec::new(),
     }
 }
 
-/// These settings under this document.
-fn configured(settings: &Settings, dynamic: &Map<String, Value>) -> Settings {
+/// These settings under this document, and the lease that the members agreed on. (HA-324)
+fn configured(
+    settings: &Settings,
+    dynamic: &Map<String, Value>,
+    short: bool,
+    watchdog: &hathi::watchdog::Settings,
+) -> Settings {
     let number = |key: &str, old: u64| dynamic.get(key).and_then(Value::as_u64).unwrap_or(old);
     let seconds = |key: &str, old: u32| u32::try_from(number(key, old.into())).unwrap_or(old);
     let truth = |key: &str, old: bool| dynamic.get(key).and_then(Value::as_bool).unwrap_or(old);
     let old = settings.timing;
+    let wished = Timing {
+        ttl: seconds("ttl", old.ttl),
+        loop_wait: seconds("loop_wait", old.loop_wait),
+        retry_timeout: seconds("retry_timeout", old.retry_timeout),
+    };
+    let shortest = if short { Timing::SHORTEST } else { Timing::PATRONIS_SHORTEST };
     Settings {
-        timing: Timing {
-            ttl: seconds("ttl", old.ttl),
-            loop_wait: seconds("loop_wait", old.loop_wait),
-            retry_timeout: seconds("retry_timeout", old.retry_timeout),
-        }
-        .adjusted(),
+        timing: wished.adjusted_for(shortest),
+        short_ttl: wished.ttl < Timing::PATRONIS_SHORTEST
+            && watchdog.allows(wished.adjusted_for(Timing::SHORTEST)),
         maximum_lag_on_failover: number(
             "maximum_lag_on_failover",
             settings.maximum_lag_on_failover,
@@ -82,6 +95,7 @@ fn configured(settings: &Settings, dynamic: &Map<String, Value>) -> Settings {
         primary_start_timeout: seconds("primary_start_timeout", settings.primary_start_timeout),
         failsafe_mode: truth("failsafe_mode", settings.failsafe_mode),
         pause: truth("pause", false),
+        standby_cluster: dynamic.get("standby_cluster").map(|_| crate::standby::section()),
         ..settings.clone()
     }
 }
@@ -95,6 +109,9 @@ pub fn dynamic_of(settings: &Settings) -> Map<String, Value> {
     map.insert("maximum_lag_on_failover".into(), settings.maximum_lag_on_failover.into());
     map.insert("primary_start_timeout".into(), settings.primary_start_timeout.into());
     map.insert("failsafe_mode".into(), settings.failsafe_mode.into());
+    if settings.standby_cluster.is_some() {
+        map.insert("standby_cluster".into(), crate::standby::document());
+    }
     map
 }
 
@@ -134,8 +151,9 @@ impl World {
             ..self.base.clone()
         };
         // What the last life knew, until this one has read `/config`. (HA-019)
-        let cached = machine.cached.clone();
-        let settings = cached.as_ref().map_or(settings.clone(), |map| configured(&settings, map));
+        let dynamic = machine.cached.clone().unwrap_or_else(|| dynamic_of(&settings));
+        let fits = self.watchdog_settings_for(settings.timing);
+        let settings = configured(&settings, &dynamic, false, &fits);
         let server = &machine.server;
         let role = match &server.data {
             None => Role::Uninitialized,
@@ -155,7 +173,6 @@ impl World {
         let copy = (self.sees_store(node) && !self.nodes[node].watch_broken)
             .then(|| (self.store.revision, self.store.view()));
         let now = self.local(node);
-        let dynamic = cached.unwrap_or_else(|| dynamic_of(&settings));
         let watchdog = self.watchdog_of(node, settings.timing);
         self.nodes[node].agent = Some(Agent {
             life,
@@ -169,6 +186,7 @@ impl World {
             copy,
             settings: Arc::new(settings),
             dynamic,
+            short_ttl: false,
             state,
             state_since: now,
             role,
@@ -185,6 +203,15 @@ impl World {
             stalls: Default::default(),
         });
         self.say(node, 40, |_| "agent starts".into());
+        if self.is_patroni(node) {
+            let work = async move {
+                let exit = crate::patroni::run(agency.clone(), reader).await;
+                agency.world().agent_exited(process, &exit);
+            };
+            let (world, part) = (self.shared(), Part::Loop);
+            let loops = Stalling { world, process, part, work: work.boxed() };
+            return self.spawned.push((process, loops.boxed()));
+        }
         let ports = agency.ports_with(watchdog);
         let keeper = lease::keep(ports.clone(), lease.clone(), events.clone());
         let (world, part) = (self.shared(), Part::Keeper);
@@ -390,8 +417,9 @@ impl Configuration for Agency {
 
     async fn apply(&self, dynamic: &Map<String, Value>) -> Result<(), String> {
         let mut world = self.world();
+        let fits = world.watchdog_settings_for(Timing::default());
         let Some(agent) = world.agent_mut(self.process) else { return Ok(()) };
-        let new = configured(&agent.settings, dynamic);
+        let new = configured(&agent.settings, dynamic, agent.short_ttl, &fits);
         let (timing, watchdog) = (new.timing, agent.watchdog.clone());
         agent.settings = Arc::new(new);
         agent.dynamic = dynamic.clone();
@@ -403,6 +431,18 @@ impl Configuration for Agency {
             world.note_pause(node);
         }
         Ok(())
+    }
+
+    fn allow_short_ttl(&self, yes: bool) {
+        let mut world = self.world();
+        let fits = world.watchdog_settings_for(Timing::default());
+        let Some(agent) = world.agent_mut(self.process) else { return };
+        agent.short_ttl = yes;
+        let new = configured(&agent.settings, &agent.dynamic, yes, &fits);
+        let (timing, watchdog) = (new.timing, agent.watchdog.clone());
+        agent.settings = Arc::new(new);
+        watchdog.configure(world.watchdog_settings_for(timing));
+        world.say(self.process.node, 49, |_| format!("ttl {} s is in force", timing.ttl));
     }
 }
 

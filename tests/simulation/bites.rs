@@ -49,6 +49,8 @@ const BROKEN: &[(Breakage, bool)] = &[
     (Breakage::RaceDespitePromise, true),
     (Breakage::PauseDemotes, true),
     (Breakage::PauseStarts, true),
+    (Breakage::StandbyClusterPromotes, true),
+    (Breakage::WatchdogIsLeft, true),
 ];
 
 fn seed_fails(seed: u64, guarded: bool) -> Option<(String, String)> {

@@ -11,7 +11,7 @@ use crate::world::{MS, SECOND, World};
 pub fn plan(world: &mut World, seed: u64) {
     let mut random = Random::new(seed ^ 0xC10C);
     if random.percent(25) {
-        for node in 0..world.nodes.len() {
+        for node in 0..world.members() {
             world.nodes[node].wall_ahead_ms = ahead(&mut random, 3_000);
             for _ in 0..random.below(4) {
                 let at = random.between(20, 420) * SECOND;
@@ -60,7 +60,7 @@ impl World {
         let leader = self.store.leader.as_ref().and_then(|held| self.node_of(&held.name));
         let node = match leader {
             Some(leader) if random.percent(60) => leader,
-            Some(_) | None => random.below(self.nodes.len() as u64) as usize,
+            Some(_) | None => random.below(self.members() as u64) as usize,
         };
         let ttl = self.base.timing.ttl_ms();
         let ms = random.between(500, 3 * ttl);

@@ -113,7 +113,7 @@ impl World {
             self.cut_store(leader, true, long);
         }
         let member =
-            (leader + 1 + random.below(self.nodes.len() as u64 - 1) as usize) % self.nodes.len();
+            (leader + 1 + random.below(self.members() as u64 - 1) as usize) % self.members();
         let at = random.between(0, long / MS) * MS;
         let lasts = random.between(1_000, ttl * 2) * MS;
         match random.below(5) {
@@ -214,7 +214,7 @@ impl World {
         let sent = until.minus(worth_ms(agent.settings.timing));
         let sent_us = self.true_at(node, sent);
         let map = self.store.failsafe.clone().unwrap_or_default();
-        for other in 0..self.nodes.len() {
+        for other in 0..self.members() {
             let name = &self.nodes[other].name;
             if other == node || !map.0.contains_key(name.as_str()) {
                 continue;
@@ -284,8 +284,8 @@ impl World {
             && self.nodes[node].server.ready_since + 2 * ttl < self.now_us
             && self.watched.promises.mode_changed_at + 2 * ttl < self.now_us
             && self.watched.network_since + 2 * ttl < self.now_us
-            && map.0.len() == self.nodes.len()
-            && (0..self.nodes.len()).all(|other| {
+            && map.0.len() == self.members()
+            && (0..self.members()).all(|other| {
                 let machine = &self.nodes[other];
                 let mode = machine.agent.as_ref().is_some_and(|agent| agent.settings.failsafe_mode);
                 let standby = machine.server.recovering || other == node;

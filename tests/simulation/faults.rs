@@ -11,7 +11,7 @@ const fn kind(name: &'static str, weight: u64, strike: fn(&mut World, &mut Strik
 
 /// Drawn for a few runs only, and once in each.
 pub const FOREIGN_DATA: Kind = kind("another cluster's data directory", 0, |world, _| {
-    world.bring_foreign_data(world.nodes.len() - 1);
+    world.bring_foreign_data(world.members() - 1);
 });
 
 pub const FAULTS: &[Kind] = &[
@@ -102,14 +102,14 @@ pub const FAULTS: &[Kind] = &[
     }),
     kind("everything stopped", 2, |world, it| {
         world.fault("everything stopped");
-        for node in 0..world.nodes.len() {
+        for node in 0..world.members() {
             let back = it.either + it.random.below(3_000) * MS;
             world.stop_for(node, back);
         }
     }),
     kind("everything killed", 2, |world, it| {
         world.fault("everything killed");
-        for node in 0..world.nodes.len() {
+        for node in 0..world.members() {
             let back = it.either + it.random.below(3_000) * MS;
             world.crash_agent_silently(node, back);
             world.pg_die(node, "power");
@@ -119,11 +119,73 @@ pub const FAULTS: &[Kind] = &[
     kind("replica's data directory wiped", 2, |world, it| world.wipe_replica(it.node)),
 ];
 
+/// In some runs the store ends a leader's lease early whatever else is wrong at the moment. From a stream
+/// of its own, so that every other choice of a run stays what it was.
+pub fn plan(world: &mut World, seed: u64) {
+    let mut random = Random::new(seed ^ 0x1EA5E);
+    if !random.percent(10) {
+        return;
+    }
+    for _ in 0..random.between(1, 3) {
+        let at = random.between(30, 400) * SECOND;
+        world.at(at, World::revoke_lease_anyhow);
+    }
+}
+
+/// In some runs the disks are looked after, and hang. (HA-314)
+pub fn plan_disks(world: &mut World, seed: u64) {
+    let mut random = Random::new(seed ^ 0xD15C);
+    if !random.percent(8) {
+        return;
+    }
+    world.base.disk_timeout_ms = *random.pick(&[5_000, 15_000]);
+    for _ in 0..random.between(1, 4) {
+        let at = random.between(30, 380) * SECOND;
+        let (chance, lasts) = (random.next(), random.between(3, 90) * SECOND);
+        world.at(at, move |world| world.hang_disk(&mut Random::new(chance), lasts));
+    }
+}
+
 impl World {
+    fn hang_disk(&mut self, random: &mut Random, lasts: u64) {
+        let leader = self.store.leader.as_ref().and_then(|held| self.node_of(&held.name));
+        let node = match leader {
+            Some(leader) if random.percent(60) => leader,
+            Some(_) | None => random.below(self.members() as u64) as usize,
+        };
+        if self.quiet || self.nodes[node].disk_hangs_since.is_some() {
+            return;
+        }
+        self.fault("disk hangs");
+        self.nodes[node].disk_hangs_since = Some(self.now_us);
+        self.nodes[node].server.frozen = self.nodes[node].server.alive();
+        self.nodes[node].failing = 100;
+        self.lasts(lasts, move |world| {
+            world.nodes[node].disk_hangs_since = None;
+            world.nodes[node].failing = 0;
+            world.thaw_postgres(node);
+        });
+    }
+
+    /// Nobody can keep two primaries apart whom nothing but the store connects: for as long as the old one
+    /// may believe in its lease there may be two. Everything else holds, and after that this, too.
+    fn revoke_lease_anyhow(&mut self) {
+        let Some(session) = self.store.leader.as_ref().map(|held| held.session) else { return };
+        let broke = self.watched.revoked_at.is_some_and(|at| at + 60 * SECOND > self.now_us);
+        if self.quiet || !self.store.up || broke {
+            return;
+        }
+        self.fault("lease revoked among other faults");
+        self.watched.revoked_at = Some(self.now_us);
+        let longest = (0..self.members()).map(|node| self.ttl_us(node)).max().unwrap_or(0);
+        self.watched.apart_until = self.now_us + longest + longest / 15 + SECOND;
+        self.end_session(session);
+    }
+
     fn cut_link(&mut self, it: &mut Strike, both: bool) {
         let node = it.node;
         let other =
-            (node + 1 + it.random.below(self.nodes.len() as u64 - 1) as usize) % self.nodes.len();
+            (node + 1 + it.random.below(self.members() as u64 - 1) as usize) % self.members();
         self.links[node][other] = false;
         self.links[other][node] &= !both;
         self.watched.network_since = self.now_us;
@@ -159,7 +221,7 @@ impl World {
         self.fault(name);
         self.store.up = false;
         self.store.refuses = random.percent(30);
-        for node in 0..self.nodes.len() {
+        for node in 0..self.members() {
             self.store_link_changed(node);
         }
         let extends = random.percent(self.store.kind.row.extends_percent);
@@ -172,7 +234,7 @@ impl World {
                     ends.until = ends.until.max(now + ends.length);
                 }
             }
-            for node in 0..world.nodes.len() {
+            for node in 0..world.members() {
                 world.store_link_changed(node);
             }
         });
@@ -254,10 +316,9 @@ impl World {
         self.store.lose_requests = 0;
         self.store.lose_answers = 0;
         self.store.slow_ms = 0;
-        for node in 0..self.nodes.len() {
-            for other in 0..self.nodes.len() {
-                self.links[node][other] = true;
-            }
+        self.links.iter_mut().flatten().for_each(|link| *link = true);
+        self.mend_remote();
+        for node in 0..self.members() {
             let machine = &mut self.nodes[node];
             machine.slow = 1;
             machine.failing = 0;

@@ -32,6 +32,8 @@ pub struct Watched {
     without_lock_since: BTreeMap<usize, u64>,
     /// The store itself broke its promise at this time: a lease was revoked.
     pub revoked_at: Option<u64>,
+    /// Until then a primary may believe in a lease that the store took from it.
+    pub apart_until: u64,
     /// The links of the network have been as they are since then.
     pub network_since: u64,
     /// The run ended with nobody whom the rules allow to lead: an operator must decide.
@@ -43,6 +45,10 @@ pub struct Watched {
     pub pause: crate::pause::Pause,
     /// Who got the key last and should not have: it is not yet promoted.
     pub unfit: Option<(usize, &'static str)>,
+    /// The identifiers that clusters got.
+    pub founded: std::collections::BTreeSet<String>,
+    /// A member of Patroni's broke a rule by its own: what follows from it is not ours.
+    pub patroni_broke: bool,
     /// When an operator's request was last written.
     pub request_at: Option<u64>,
 }
@@ -72,22 +78,25 @@ impl World {
         self.nodes[node].agent.as_ref().is_some_and(|agent| agent.lease.until(now).is_some())
     }
 
-    fn ttl_us(&self, node: usize) -> u64 {
+    pub fn ttl_us(&self, node: usize) -> u64 {
         let agent = self.nodes[node].agent.as_ref();
         agent.map_or(self.base.timing, |agent| agent.settings.timing).ttl_ms() * MS
     }
 
-    fn store_kept_its_promise(&self) -> bool {
-        self.watched.revoked_at.is_none_or(|at| at + 45 * SECOND < self.now_us)
+    pub fn store_kept_its_promise(&self) -> bool {
+        let long_ago = self.watched.revoked_at.is_none_or(|at| at + 45 * SECOND < self.now_us);
+        long_ago && self.now_us > self.watched.apart_until
     }
 
     /// INV-2.
     pub fn check_writers(&mut self) {
-        let writers: Vec<String> = (0..self.nodes.len())
+        let writers: Vec<String> = (0..self.members())
             .filter(|node| self.nodes[*node].server.writable() && !self.in_hands(*node))
             .map(|node| self.name(node))
             .collect();
-        if writers.len() > 1 && (!self.watched.fence_broken || self.watchdogs.fences()) {
+        let excused = self.now_us < self.watched.apart_until;
+        if writers.len() > 1 && !excused && (!self.watched.fence_broken || self.watchdogs.fences())
+        {
             self.violation(
                 "INV-2",
                 format!("{} accept writes at the same time", writers.join(" and ")),
@@ -99,11 +108,12 @@ impl World {
     pub fn check_tick(&mut self) {
         self.check_writers();
         self.check_order();
-        for node in 0..self.nodes.len() {
+        for node in 0..self.members() {
             self.check_belief(node);
             self.check_licence(node);
         }
         self.check_watchdogs();
+        self.check_standby_tick();
     }
 
     fn check_belief(&mut self, node: usize) {
@@ -142,7 +152,8 @@ impl World {
         let now = self.now_us;
         let since = *self.watched.without_lock_since.entry(node).or_insert(now);
         let alone = now - since;
-        let may_know = self.is_healthy(node, 12 * SECOND)
+        let may_know = !self.is_patroni(node)
+            && self.is_healthy(node, 12 * SECOND)
             && self.sees_store(node)
             && self.store.lose_requests + self.store.lose_answers + self.store.slow_ms == 0
             && self.last_fault_at + 12 * SECOND < now;
@@ -161,11 +172,17 @@ impl World {
     /// INV-3.
     pub fn check_promote(&mut self, node: usize) {
         self.check_watched(node);
+        self.check_standby_promotes(node);
         if let Some((_, what)) = self.watched.unfit.filter(|(unfit, _)| *unfit == node) {
             let what = format!("{} is promoted and was not {what}", self.name(node));
             return self.violation("INV-13", what);
         }
-        if !self.believes(node) {
+        if self.is_patroni(node) {
+            if !self.holds_key(node) {
+                let what = format!("{} promotes without the leader key", self.name(node));
+                self.violation_by(node, "INV-3", what);
+            }
+        } else if !self.believes(node) {
             let what = format!("{} promotes and does not hold the lock", self.name(node));
             self.violation("INV-3", what);
         } else if !self.holds_key(node) && self.store_kept_its_promise() {
@@ -178,10 +195,14 @@ impl World {
     pub fn check_promoted(&mut self, node: usize, at: Tip) {
         self.forget_promise_of(node);
         self.watched.promotions += 1;
+        if self.remote.is_some_and(|remote| remote.demoted) {
+            self.watched.confirmed.forget();
+        }
         self.check_synchronous_promotion(node, at);
         let timeline = Timeline(self.timeline(node));
         let cluster = self.store.history.cluster_timeline();
-        if self.somebody_in_hands() {
+        // What `/history` holds in a standby cluster is of its former life. (HA-117)
+        if self.somebody_in_hands() || self.remote.is_some() {
             self.watched.clean = None;
             return;
         }
@@ -192,7 +213,7 @@ impl World {
                 "{} is promoted to timeline {timeline}, the cluster's history is at {cluster}",
                 self.name(node)
             );
-            self.violation("INV-17", what);
+            self.violation_by(node, "INV-17", what);
         }
         let lost = self.watched.acknowledged.iter().filter_map(|(branch, (lsn, _, _))| {
             let end = Tip { branch: *branch, lsn: *lsn };
@@ -211,13 +232,13 @@ impl World {
                 self.name(node),
                 self.name(from)
             );
-            self.violation("INV-8", what);
+            self.violation_by(node, "INV-8", what);
         }
     }
 
     /// A primary has written its shutdown checkpoint and its senders are done.
     pub fn note_clean_shutdown(&mut self, node: usize, tip: Tip) {
-        let somebody = (0..self.nodes.len()).any(|other| {
+        let somebody = (0..self.members()).any(|other| {
             let machine = &self.nodes[other];
             other != node
                 && !machine.nofailover
@@ -238,7 +259,7 @@ impl World {
         {
             let what =
                 format!("{} races although {peer} said that it is a primary", self.name(node));
-            self.violation("INV-14", what);
+            self.violation_by(node, "INV-14", what);
         }
     }
 
@@ -255,17 +276,17 @@ impl World {
         let machine = &self.nodes[node];
         let (Some(tip), Some(agent)) = (self.tip(node), &machine.agent) else { return };
         let cluster = self.store.history.cluster_timeline();
-        if !machine.server.recovering {
+        if !machine.server.recovering && self.remote.is_none() {
             if machine.server.ready() && self.timeline(node) < cluster.0 {
                 let what =
                     format!("{} is a primary of an old timeline and gets the key", self.name(node));
-                self.violation("INV-17", what);
+                self.violation_by(node, "INV-17", what);
             }
             return;
         }
         if machine.nofailover {
             let what = format!("{} is tagged nofailover and gets the key", self.name(node));
-            self.violation("INV-13", what);
+            self.violation_by(node, "INV-13", what);
             return;
         }
         let manual = self.store.failover.as_ref().is_some_and(|(request, _)| !request.is_empty());
@@ -276,7 +297,7 @@ impl World {
                 "{} gets the key {behind} bytes behind the leader's last position; {most} are allowed",
                 self.name(node)
             );
-            self.violation("INV-8", what);
+            self.violation_by(node, "INV-8", what);
             return;
         }
         // What it heard of the others is older than its request.
@@ -284,7 +305,7 @@ impl World {
         if manual || self.watched.network_since + old > self.now_us {
             return;
         }
-        for peer in 0..self.nodes.len() {
+        for peer in 0..self.members() {
             let other = &self.nodes[peer];
             let member = self.store.members.contains_key(&other.name);
             if peer == node
@@ -302,7 +323,8 @@ impl World {
             }
             let (us, them) = (self.name(node), self.name(peer));
             if other.server.writable() && !other.server.stopping {
-                self.violation(
+                self.violation_by(
+                    node,
                     "INV-14",
                     format!("{us} gets the key while {them} is a live primary"),
                 );
@@ -315,7 +337,8 @@ impl World {
             let may_win = self.may_be_elected(peer) && !self.is_outside_the_map(peer);
             let waits = ahead && may_win && !other.nofailover && other.server.recovering;
             if waits && !other.server.streaming {
-                self.violation(
+                self.violation_by(
+                    node,
                     "HA-095",
                     format!("{us} gets the key while {them} is further ahead"),
                 );
@@ -329,7 +352,7 @@ impl World {
         let server = &self.nodes[node].server;
         if server.ready() && !server.recovering && server.clients && !self.in_hands(node) {
             let what = format!("{} gives the key up while its clients write", self.name(node));
-            self.violation("INV-23", what);
+            self.violation_by(node, "INV-23", what);
         }
     }
 
@@ -338,11 +361,13 @@ impl World {
         let primary = !self.nodes[node].server.recovering && self.nodes[node].server.ready();
         if primary && self.tip(node).is_some_and(|tip| optime.0 > tip.lsn) {
             let what = format!("{} writes optime {optime} and is not there", self.name(node));
-            self.violation("INV-29", what);
+            self.violation_by(node, "INV-29", what);
         }
-        if self.holds_key(node) && optime < self.watched.epoch_optime {
+        // A standby leader is as far as the remote primary, which may fail over.
+        let may_go_back = self.remote.is_some();
+        if self.holds_key(node) && optime < self.watched.epoch_optime && !may_go_back {
             let what = format!("optime goes back from {} to {optime}", self.watched.epoch_optime);
-            self.violation("INV-29", what);
+            self.violation_by(node, "INV-29", what);
         }
         self.watched.epoch_optime = optime;
     }
@@ -352,7 +377,12 @@ impl World {
         let server = &self.nodes[node].server;
         let primary = server.ready() && !server.recovering;
         match how.mode {
-            StopMode::Fast if how.checkpoint && primary && !self.runs(node, "restart") => {
+            StopMode::Fast
+                if how.checkpoint
+                    && primary
+                    && !self.runs(node, "restart")
+                    && !self.in_hands(node) =>
+            {
                 self.watched.graceful += 1;
                 if self.watched.graceful > self.watched.requests {
                     let what = format!("{} demotes itself for a request twice", self.name(node));
@@ -370,9 +400,12 @@ impl World {
                     .is_some_and(|agent| agent.tasks.contains(&"bootstrap"));
                 // What an operator promoted without its watchdog may not stay. (HA-100)
                 let unwatched = self.in_hands(node) && self.watchdog_failed(node);
+                // Nor what reaches its disk no more. (HA-314)
+                let dead_disk = self.nodes[node].disk_hangs_since.is_some();
                 if self.holds_key(node)
                     && !bootstrapping
                     && !unwatched
+                    && !dead_disk
                     // The reserve, what is not believed of a lease, and a clock that is as much off.
                     && left > self.ttl_us(node) / 6 + self.ttl_us(node) / 10 + 2 * SECOND
                 {
@@ -381,7 +414,7 @@ impl World {
                         self.name(node),
                         left / MS
                     );
-                    self.violation("INV-31", what);
+                    self.violation_by(node, "INV-31", what);
                 }
             }
             StopMode::Fast if primary && !how.checkpoint && how.immediate_at.is_some() => {
@@ -424,9 +457,11 @@ impl World {
 
     /// INV-19.
     pub fn check_start_as_primary(&mut self, node: usize) {
-        if !self.believes(node) && !self.in_hands(node) {
+        let licensed =
+            if self.is_patroni(node) { self.holds_key(node) } else { self.believes(node) };
+        if !licensed && !self.in_hands(node) {
             let what = format!("{} starts as a primary without the lock", self.name(node));
-            self.violation("INV-19", what);
+            self.violation_by(node, "INV-19", what);
         }
     }
 
@@ -469,7 +504,7 @@ impl World {
 
     /// INV-22.
     pub fn check_bootstrap(&mut self, node: usize) {
-        let others = (0..self.nodes.len()).filter(|other| *other != node);
+        let others = (0..self.members()).filter(|other| *other != node);
         let busy: Vec<String> = others
             .filter(|other| {
                 let agent = self.nodes[*other].agent.as_ref();
@@ -531,6 +566,19 @@ impl World {
     pub fn check_exit(&mut self, node: usize, exit: &Exit) {
         let bootstrapped =
             self.store.initialize.as_ref().is_some_and(|(value, _)| !value.is_empty());
+        let unfinished = self.nodes[node]
+            .server
+            .data
+            .as_ref()
+            .is_some_and(|data| !self.watched.founded.contains(data.system_id.as_str()));
+        if let (Exit::Fatal(_), true) = (exit, bootstrapped && unfinished) {
+            // It was taken for dead while it created a cluster; what it has is nobody's. (HA-308)
+            if std::mem::replace(&mut self.nodes[node].foreign, true) {
+                return;
+            }
+            self.count("data of an abandoned bootstrap left to the operator");
+            return;
+        }
         if let Exit::Fatal(why) = exit
             && bootstrapped
             && !self.nodes[node].foreign
@@ -543,12 +591,19 @@ impl World {
     }
 
     /// May it win a race by the rules, whatever the others are? (HA-089, HA-095 a, b)
-    fn is_eligible(&self, node: usize) -> bool {
+    pub fn is_eligible(&self, node: usize) -> bool {
         let machine = &self.nodes[node];
         let (Some(tip), Some(agent)) = (self.tip(node), &machine.agent) else { return false };
         let old = self.wal.timeline(tip) < self.store.history.cluster_timeline().0;
         let behind = self.store.status.optime.0.saturating_sub(tip.lsn);
+        // A member of Patroni's waits for whoever has the longer log, on whatever timeline. (HA-322)
+        let longer = |peer: usize| {
+            let ready = self.nodes[peer].server.ready() && !self.nodes[peer].nofailover;
+            peer != node && ready && self.tip(peer).is_some_and(|theirs| theirs.lsn > tip.lsn)
+        };
+        let waits = self.is_patroni(node) && (0..self.members()).any(longer);
         !machine.nofailover
+            && !waits
             && !machine.foreign
             && !self.watchdog_failed(node)
             && machine.server.ready()
@@ -562,12 +617,15 @@ impl World {
     /// Long after the last fault: one leader, everybody follows, nothing is left over.
     /// (INV-33, INV-34, INV-35)
     pub fn check_end(&mut self) {
-        if self.watched.twins {
+        if self.watched.twins || self.watched.patroni_broke {
             return;
         }
+        if self.follows_another_cluster() {
+            return self.check_standby_end();
+        }
         let leaders: Vec<usize> =
-            (0..self.nodes.len()).filter(|node| self.nodes[*node].server.writable()).collect();
-        if leaders.is_empty() && !(0..self.nodes.len()).any(|node| self.is_eligible(node)) {
+            (0..self.members()).filter(|node| self.nodes[*node].server.writable()).collect();
+        if leaders.is_empty() && !(0..self.members()).any(|node| self.is_eligible(node)) {
             self.watched.nobody_eligible = true;
             return;
         }
@@ -591,7 +649,7 @@ impl World {
         if self.store.failover.as_ref().is_some_and(|(request, _)| !request.is_empty()) {
             return self.violation("INV-24", "a request was never answered");
         }
-        for node in 0..self.nodes.len() {
+        for node in 0..self.members() {
             if self.nodes[node].foreign {
                 continue;
             }

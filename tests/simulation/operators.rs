@@ -130,7 +130,7 @@ impl World {
             Mischief::ScheduleSwitchover => {
                 self.fault("switchover scheduled");
                 let leader = self.store.leader.as_ref().map(|held| held.name.clone());
-                let other = random.pick(&self.nodes).name.clone();
+                let other = random.pick(&self.nodes[..self.members()]).name.clone();
                 let candidate = random.percent(50).then_some(other).filter(|_| leader.is_some());
                 let candidate = candidate.filter(|name| Some(name) != leader.as_ref());
                 let scheduled_at = Some(wall(soon));
@@ -163,7 +163,7 @@ impl World {
             let agent = self.nodes[*node].agent.as_ref();
             agent.is_some_and(|agent| agent.tasks.contains(&"bootstrap"))
         };
-        let Some(node) = (0..self.nodes.len()).find(creates) else { return };
+        let Some(node) = (0..self.members()).find(creates) else { return };
         self.fault("bootstrapping machine lost");
         self.kill_agent(node);
         self.pg_die(node, "its machine is gone");
@@ -173,7 +173,10 @@ impl World {
 
     /// Through this node's REST API, if its agent is there.
     pub fn order(&mut self, node: usize, wish: Wish) {
-        let Some(agent) = &self.nodes[node].agent else { return };
+        // Patroni's members have another way of doing it.
+        let Some(agent) = self.nodes[node].agent.as_ref().filter(|_| !self.is_patroni(node)) else {
+            return;
+        };
         let process = Process { node, life: agent.life };
         let key = (node, agent.life);
         let answer = agent.events.order(wish.clone());

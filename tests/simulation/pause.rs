@@ -79,7 +79,7 @@ impl World {
 
     /// Is any of them? What the members compare with each other is then not what the rules left.
     pub fn somebody_in_hands(&self) -> bool {
-        (0..self.nodes.len()).any(|node| self.in_hands(node))
+        (0..self.members()).any(|node| self.in_hands(node))
     }
 
     /// A turn has ended, under these settings. The one after the pause demotes what is not to be.
@@ -97,7 +97,7 @@ impl World {
         let leader = self.store.leader.as_ref().and_then(|held| self.node_of(&held.name));
         let node = match leader {
             Some(leader) if random.percent(50) => leader,
-            Some(_) | None => random.below(self.nodes.len() as u64) as usize,
+            Some(_) | None => random.below(self.members() as u64) as usize,
         };
         let at_work = self.nodes[node].agent.as_ref().is_none_or(|agent| !agent.tasks.is_empty());
         // A careful one does not get in the way of what the agent does just now.
@@ -119,7 +119,7 @@ impl World {
             0..=4 => self.start_by_hand(node),
             5 => self.promote_by_hand(node, random.between(50, 400) * MS),
             6 | 7 => {
-                let other = random.pick(&self.nodes).name.clone();
+                let other = random.pick(&self.nodes[..self.members()]).name.clone();
                 let leader = self.store.leader.as_ref().map(|held| held.name.clone());
                 let leader = leader.filter(|leader| *leader != other && random.percent(50));
                 self.fault("failover requested in pause");

@@ -73,7 +73,10 @@ impl Case {
         draw_cluster(&mut world, &mut random);
         crate::synchronous::draw(&mut world, self.seed);
         crate::stores::draw(&mut world, self.seed);
+        draw_short_ttl(&mut world, self.seed);
+        crate::standby::draw(&mut world, self.seed);
         world.watchdogs.draw(self.seed, self.guarded);
+        crate::patroni::draw(&mut world, self.seed, self.guarded);
         world.planned = plan_faults(&world, &mut random);
         for number in 0..world.planned.len() {
             if self.keep.as_ref().is_some_and(|keep| !keep.contains(&number)) {
@@ -82,14 +85,21 @@ impl Case {
             let at = world.planned[number].at;
             world.at(at, move |world| world.strike(number));
         }
-        crate::failsafe::plan(&mut world, self.seed);
-        crate::pause::plan(&mut world, self.seed);
+        if !world.is_mixed() {
+            crate::failsafe::plan(&mut world, self.seed);
+        }
+        if world.remote.is_none() && !world.is_mixed() {
+            crate::pause::plan(&mut world, self.seed);
+        }
+        crate::standby::plan(&mut world, self.seed);
         crate::clocks::plan(&mut world, self.seed);
+        faults::plan(&mut world, self.seed);
+        faults::plan_disks(&mut world, self.seed);
         crate::stalls::plan(&mut world, self.seed);
         world.at(0, World::tick);
         world.at(0, World::watch_sessions);
         world.at(MENDED, World::mend_everything);
-        let (base, nodes) = (world.base.clone(), world.nodes.len());
+        let (base, nodes) = (world.base.clone(), world.members());
         let store = world.store.kind.row.name;
         world.say(usize::MAX, 0, |_| {
             format!(
@@ -138,6 +148,18 @@ fn draw_cluster(world: &mut World, random: &mut Random) {
     }
 }
 
+/// Some clusters of ours alone want a short lease. From a stream of its own, so that every other choice
+/// of a run stays what it was. (HA-324)
+fn draw_short_ttl(world: &mut World, seed: u64) {
+    let mut random = Random::new(seed ^ 0x771);
+    if !random.percent(8) {
+        return;
+    }
+    let (ttl, loop_wait, retry_timeout) = *random.pick(&[(3, 1, 1), (5, 1, 2), (10, 4, 3)]);
+    world.base.timing = Timing { ttl, loop_wait, retry_timeout };
+    world.count("clusters with a ttl below 20");
+}
+
 /// Each run draws from some kinds only, so that each kind is also met without all the others.
 fn plan_faults(world: &World, random: &mut Random) -> Vec<Planned> {
     let mut planned = Vec::new();
@@ -145,7 +167,7 @@ fn plan_faults(world: &World, random: &mut Random) -> Vec<Planned> {
         let at = random.between(1_500, 5_000) * MS;
         planned.push(Planned { at, kind: &operators::BOOTSTRAP_LOST, chance: random.next() });
     }
-    if world.nodes.len() > 2 && random.percent(4) {
+    if world.members() > 2 && random.percent(4) {
         let at = random.between(40, 300) * SECOND;
         planned.push(Planned { at, kind: &faults::FOREIGN_DATA, chance: random.next() });
     }
@@ -189,7 +211,7 @@ impl World {
         let leader = self.store.leader.as_ref().and_then(|held| self.node_of(&held.name));
         let node = match leader {
             Some(leader) if random.percent(50) => leader,
-            Some(_) | None => random.below(self.nodes.len() as u64) as usize,
+            Some(_) | None => random.below(self.members() as u64) as usize,
         };
         let ttl = self.base.timing.ttl_ms();
         let short = random.between(200, ttl / 2) * MS;

@@ -10,8 +10,8 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use hathi::ha::ports::{
     ControlData, ControlState, CopyBy, DataDir, FollowChange, LocalEnd, Observation, PgError,
-    Postgres, Server, ServerDetails, Slot, SourceHistory, Standby, Start, Started, Stop, StopStep,
-    TimelineEnd, Upstream,
+    Postgres, Server, ServerDetails, Slot, SlotPlan, SourceHistory, Standby, Start, Started, Stop,
+    StopStep, TimelineEnd, Upstream,
 };
 use hathi_dcs::{Deadline, Lsn, Millis, Role, State, Timeline};
 use std::collections::BTreeMap;
@@ -103,6 +103,11 @@ impl Agency {
         }
     }
 
+    /// What it knows without asking.
+    pub fn look_now(&self) -> Observation {
+        self.look(false)
+    }
+
     fn look(&self, silent: bool) -> Observation {
         let mut world = self.world();
         let node = self.process.node;
@@ -143,6 +148,7 @@ impl Agency {
                         name: name.clone(),
                         active: reader.is_some(),
                         restart_lsn: Some(restart_lsn),
+                        ..Slot::default()
                     }
                 });
                 (seen, slots.collect())
@@ -160,6 +166,10 @@ impl Agency {
         };
         let server = &world.nodes[node].server;
         let system_id = server.data.as_ref().map(|data| data.system_id.clone());
+        let machine = &world.nodes[node];
+        let fast_stop_ms = (machine.slow > 1).then(|| machine.slow * 100);
+        let hangs = machine.disk_hangs_since.map_or(0, |since| (world.now_us - since) / MS);
+        let disk_stalls_ms = if world.base.disk_timeout_ms > 0 { hangs } else { 0 };
         let now = world.local(node);
         let can_rewind = world.watched.can_rewind;
         let answers = matches!(seen, Server::Primary { .. } | Server::Standby(_));
@@ -202,6 +212,8 @@ impl Agency {
             can_rewind,
             is_primary,
             replication,
+            fast_stop_ms,
+            disk_stalls_ms,
         }
     }
 
@@ -329,21 +341,20 @@ impl Postgres for Agency {
         self.change_names(names, by).await
     }
 
-    async fn set_slots(
-        &self,
-        wanted: &BTreeMap<String, Option<Lsn>>,
-        unwanted: &[String],
-        by: Deadline,
-    ) -> Result<(), PgError> {
+    async fn set_slots(&self, plan: &SlotPlan, by: Deadline) -> Result<(), PgError> {
         let node = self.process.node;
-        let (wanted, unwanted) = (wanted.clone(), unwanted.to_vec());
+        let plan = plan.clone();
         self.query(by, "slots", move |world| {
             if let Some(data) = &mut world.server(node).data {
-                data.slots.extend(wanted.into_keys());
-                data.slots.retain(|slot| !unwanted.contains(slot));
+                data.slots.extend(plan.physical.into_keys());
+                data.slots.retain(|slot| !plan.unwanted.contains(slot));
             }
         })
         .await
+    }
+
+    async fn copy_logical_slots(&self, _: &Upstream, _: &[String]) -> Result<(), PgError> {
+        Err(failed("logical slots", "the model has none"))
     }
 
     async fn checkpoint(&self, by: Deadline) -> Result<(), PgError> {
@@ -431,6 +442,7 @@ impl Postgres for Agency {
                 timeline: Timeline(world.wal.timeline(tip)),
                 ends: world.wal.ends(tip, &|_| "2026-01-01T00:00:00+00:00".into()),
                 checkpoint_timeline: Some(Timeline(world.nodes[source].server.checkpointed)),
+                oldest: None,
             })
         });
         asked.await

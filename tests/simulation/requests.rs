@@ -65,9 +65,9 @@ struct Wish {
 impl World {
     fn wish(&self, it: &mut Strike) -> Wish {
         let leader = self.store.leader.as_ref().map(|held| held.name.clone());
-        let other = it.random.pick(&self.nodes).name.clone();
+        let other = it.random.pick(&self.nodes[..self.members()]).name.clone();
         let candidate = it.random.percent(60).then_some(other.clone());
-        let through = it.random.below(self.nodes.len() as u64) as usize;
+        let through = it.random.below(self.members() as u64) as usize;
         Wish { leader, other, candidate, through }
     }
 

@@ -346,7 +346,7 @@ impl World {
             let before = self.tip(node);
             self.write_checkpoint(node);
             // The senders go last: whoever streams has everything.
-            for standby in 0..self.nodes.len() {
+            for standby in 0..self.members() {
                 self.stream_to(standby, true);
             }
             if let Some(before) = before {
@@ -465,18 +465,19 @@ impl World {
     /// Ten times a second: clients write, standbys receive, guards look at the clock.
     pub fn tick(&mut self) {
         self.after(100 * MS, Self::tick);
-        for node in 0..self.nodes.len() {
+        for node in 0..self.members() {
             self.fence_tick(node);
         }
-        for node in 0..self.nodes.len() {
+        for node in 0..self.members() {
             if self.nodes[node].server.writable() {
                 self.client_writes(node);
             }
         }
-        for node in 0..self.nodes.len() {
+        self.remote_writes();
+        for node in 0..self.members() {
             self.stream_to(node, false);
         }
-        for node in 0..self.nodes.len() {
+        for node in 0..self.members() {
             self.client_hears(node);
         }
         self.check_tick();
@@ -489,6 +490,9 @@ impl World {
             return;
         }
         self.nodes[node].fence = None;
+        if self.is_patroni(node) {
+            return self.reset_patroni(node);
+        }
         if self.nodes[node].server.alive() {
             self.say(node, 27, |_| "GUARD kills postgres: the lease ends".into());
             self.check_fence_fired(node);

@@ -48,7 +48,7 @@ impl World {
         let leader = self.store.leader.as_ref().and_then(|held| self.node_of(&held.name));
         let node = match leader {
             Some(leader) if random.percent(70) => leader,
-            Some(_) | None => random.below(self.nodes.len() as u64) as usize,
+            Some(_) | None => random.below(self.members() as u64) as usize,
         };
         let ttl = self.base.timing.ttl_ms();
         let us = random.between(300, 2 * ttl) * MS;

@@ -129,7 +129,7 @@ impl World {
     pub fn changed(&mut self, change: Change) {
         let revision = self.store.bump();
         let view = self.store.view();
-        for node in 0..self.nodes.len() {
+        for node in 0..self.members() {
             let usual = self.store.kind.row.watch_ms;
             let slow = self.store.slow_ms;
             let most = if slow > 0 { slow.min(2_000).max(usual) } else { usual };
@@ -317,6 +317,7 @@ impl World {
 
     pub fn op_initialize(&mut self, value: String, expect: Expect) -> Result<(), DcsError> {
         meets(expect, self.store.initialize.as_ref().map(|(_, version)| *version), "initialize")?;
+        self.watched.founded.insert(value.clone());
         self.store.initialize = Some((value, self.store.revision + 1));
         self.changed(Change::Initialize);
         Ok(())
@@ -335,6 +336,7 @@ impl World {
     ) -> Result<Version, DcsError> {
         meets(expect, self.store.config.as_ref().map(|(_, version)| *version), "config")?;
         let version = self.store.revision + 1;
+        self.note_section(&value);
         self.store.config = Some((value, version));
         self.changed(Change::Config);
         Ok(Version(version))
@@ -426,6 +428,7 @@ mod tests {
         (world, a, b)
     }
 
+    /// Proves INV-1 of the model that every other invariant rests on.
     #[test]
     fn the_lock_has_one_owner_until_its_lease_ends() {
         let (world, a, b) = two();

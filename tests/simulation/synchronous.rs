@@ -36,7 +36,7 @@ pub fn draw(world: &mut World, seed: u64) {
     world.base.synchronous =
         Synchronous { mode, strict: random.percent(25), node_count, maximum_lag };
     world.base.primary_stop_timeout = *random.pick(&[0, 0, 5]);
-    if world.nodes.len() > 3 && random.percent(20) {
+    if world.members() > 3 && random.percent(20) {
         world.nodes[2].nosync = true;
     }
 }
@@ -74,7 +74,9 @@ impl World {
         }
         let timeline = self.wal.timeline(tip);
         let (mut votes, mut ahead) = (if record.names(&self.nodes[node].name) { 0 } else { -1 }, 0);
-        for (peer, machine) in self.nodes.iter().enumerate().filter(|(peer, _)| *peer != node) {
+        for (peer, machine) in
+            self.nodes[..self.members()].iter().enumerate().filter(|(peer, _)| *peer != node)
+        {
             let Some(theirs) = self.tip(peer).filter(|_| machine.server.ready()) else { continue };
             let counts = !machine.nofailover && !self.watchdog_failed(peer);
             ahead += u32::from(theirs.lsn > tip.lsn);
@@ -94,7 +96,7 @@ impl World {
     pub fn replication(&self, node: usize) -> Replication {
         let server = &self.nodes[node].server;
         let names = Names::parse(&server.names);
-        let rows = (0..self.nodes.len()).filter(|standby| self.receives_from(*standby, node));
+        let rows = (0..self.members()).filter(|standby| self.receives_from(*standby, node));
         let sender = |standby: usize| {
             let name = self.nodes[standby].name.clone();
             let sync_state = match &names {
@@ -123,7 +125,7 @@ impl World {
             self.receives_from(standby, node)
                 && self.tip(standby).is_some_and(|tip| self.wal.holds(tip, commit))
         };
-        let mut all = (0..self.nodes.len()).filter(|standby| *standby != node);
+        let mut all = (0..self.members()).filter(|standby| *standby != node);
         match Names::parse(&self.nodes[node].server.names) {
             Names::Nobody => true,
             Names::Star => all.any(has),
@@ -218,7 +220,7 @@ impl World {
             self.violation("INV-11", format!("/sync is {}", record.to_wire()));
             return;
         }
-        for node in 0..self.nodes.len() {
+        for node in 0..self.members() {
             let own = record.leader.as_ref() == Some(&self.nodes[node].name);
             // What an operator promoted knows of no record yet.
             let server = &self.nodes[node].server;
@@ -321,7 +323,7 @@ impl World {
         if !self.is_synchronous() {
             return;
         }
-        let others: Vec<usize> = (0..self.nodes.len())
+        let others: Vec<usize> = (0..self.members())
             .filter(|node| {
                 *node != leader && !self.nodes[*node].nosync && !self.nodes[*node].foreign
             })

@@ -103,7 +103,7 @@ fn command(world: &mut World, words: &[&str]) -> Result<(), String> {
         ["stop", "agent", name] => world.shut_down_agent(node(name, world)?),
         ["store", "down"] | ["store", "up"] => {
             world.store.up = words[1] == "up";
-            for node in 0..world.nodes.len() {
+            for node in 0..world.members() {
                 world.store_link_changed(node);
             }
         }
@@ -139,7 +139,7 @@ fn reach(world: &mut World, node: usize, connected: bool) {
     if world.nodes[node].to_store == connected {
         return;
     }
-    for other in (0..world.nodes.len()).filter(|other| *other != node) {
+    for other in (0..world.members()).filter(|other| *other != node) {
         world.links[node][other] = connected;
         world.links[other][node] = connected;
     }

@@ -71,6 +71,13 @@ impl Wal {
         }
     }
 
+    /// Did both write a timeline of this number, from different points? pg_rewind sees nothing to do.
+    pub fn only_share_the_number(&self, one: Tip, other: Tip) -> bool {
+        let wanted = self.timeline(other);
+        let there = self.way_back(one).find(|at| self.timeline(*at) == wanted);
+        there.is_some_and(|at| at.branch != other.branch)
+    }
+
     /// Do the history files of both say the same, though what they wrote differs? Two nodes were
     /// promoted from the very same position, and the first one died before anybody heard of it.
     /// PostgreSQL has nothing that tells them apart.

@@ -133,8 +133,7 @@ impl World {
     /// INV-26: kept alive only within what the store confirmed of the lock, or what the members
     /// promised in failsafe mode. A cluster that is being created has no lock yet.
     fn check_sign_of_life(&mut self, node: usize, resets_at: u64) {
-        let kept_its_promise =
-            self.watched.revoked_at.is_none_or(|at| at + 45 * SECOND < self.now_us);
+        let kept_its_promise = self.store_kept_its_promise();
         let created = self.store.initialize.as_ref().is_some_and(|(value, _)| !value.is_empty());
         if !created || !kept_its_promise {
             return;
@@ -189,7 +188,7 @@ impl World {
         if !self.watchdogs.required() {
             return;
         }
-        for node in 0..self.nodes.len() {
+        for node in 0..self.members() {
             let leads = self.nodes[node].server.writable()
                 && self.is_healthy(node, 30 * SECOND)
                 && !self.in_hands(node)
@@ -226,6 +225,7 @@ impl Driver for Machine {
         // It counts since now, and for how long is said at once.
         device.timeout = 60;
         device.epoch += 1;
+        device.resets_at = None;
         world.say(self.node, 29, |_| "watchdog armed".into());
         Ok(Box::new(Opened { world: self.world.clone(), node: self.node }))
     }
@@ -234,6 +234,16 @@ impl Driver for Machine {
         let world = self.world.upgrade()?;
         let world = world.lock().unwrap();
         world.watchdogs.devices[self.node].missing.then(|| "/dev/watchdog: no such file".into())
+    }
+
+    fn counts_on(&self, _: &Settings) -> bool {
+        let Some(world) = self.world.upgrade() else { return false };
+        let mut world = world.lock().unwrap();
+        let counts = world.watchdogs.devices[self.node].resets_at.is_some();
+        if counts {
+            world.count("watchdogs that a dead agent left armed");
+        }
+        counts
     }
 }
 

@@ -123,6 +123,9 @@ impl Flat for Shared {
     type Lease = String;
     const KIND: &'static str = "consul";
 
+    /// Two sessions of at least ten seconds each. (DCS-111)
+    const SHORTEST_TTL: u32 = 20;
+
     fn kept(&self) -> &Kept<String> {
         &self.kept
     }

@@ -74,6 +74,9 @@ pub trait Flat: LeaderKey + Records {
     /// See [`Dcs::kind`](crate::Dcs::kind).
     const KIND: &'static str;
 
+    /// See [`Dcs::shortest_ttl`](crate::Dcs::shortest_ttl).
+    const SHORTEST_TTL: u32 = Timing::SHORTEST;
+
     fn kept(&self) -> &Kept<Self::Lease>;
 
     /// See [`Dcs::set_timing`](crate::Dcs::set_timing).

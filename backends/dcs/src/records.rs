@@ -156,6 +156,10 @@ pub struct MemberData {
     pub scheduled_restart: Option<Value>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub pause: bool,
+    /// Ours only: this member would live with a `ttl` below Patroni's floor. Written where the dynamic
+    /// configuration asks for one. (HA-324)
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub short_ttl: bool,
 }
 
 impl MemberData {
@@ -192,6 +196,7 @@ impl MemberData {
                 .map(Timeline),
             scheduled_restart: map.remove("scheduled_restart").filter(Value::is_object),
             pause: map.get("pause").and_then(Value::as_bool).unwrap_or(false),
+            short_ttl: map.get("short_ttl").and_then(Value::as_bool).unwrap_or(false),
             tags: match map.remove("tags") {
                 Some(Value::Object(tags)) => tags,
                 _ => Map::new(),

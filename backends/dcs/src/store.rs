@@ -88,6 +88,11 @@ pub trait Dcs: Send + std::marker::Sync {
     /// New rhythm and lease length; the lease in use is replaced without losing the lock. (DCS-019)
     fn set_timing(&self, timing: Timing);
 
+    /// The shortest lease that this store keeps, in seconds. (HA-324)
+    fn shortest_ttl(&self) -> u32 {
+        Timing::SHORTEST
+    }
+
     /// The whole cluster in one reading. (DCS-001)
     ///
     /// # Errors

@@ -21,10 +21,20 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// The values in force for these wishes: minima raised, then the lease made to hold one turn
-    /// and two full retries. (HA-021, CFG-037)
+    /// What Patroni raises a shorter `ttl` to.
+    pub const PATRONIS_SHORTEST: u32 = 20;
+    /// The shortest `ttl` that our members count with, among themselves. (HA-324)
+    pub const SHORTEST: u32 = 3;
+
+    /// The values in force for these wishes, where Patroni's members may be: minima raised, then the
+    /// lease made to hold one turn and two full retries. (HA-021, CFG-037)
     pub fn adjusted(self) -> Self {
-        let ttl = self.ttl.max(20);
+        self.adjusted_for(Self::PATRONIS_SHORTEST)
+    }
+
+    /// The same with another minimum for `ttl`, in seconds, of at least [`Timing::SHORTEST`]. (HA-324)
+    pub fn adjusted_for(self, shortest: u32) -> Self {
+        let ttl = self.ttl.max(shortest).max(Self::SHORTEST);
         let loop_wait = self.loop_wait.max(1);
         let retry_timeout = self.retry_timeout.max(3);
         if 1 + 2 * u64::from(retry_timeout) > u64::from(ttl) {
@@ -52,6 +62,45 @@ impl Timing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Proves HA-023: whatever was wished for, one turn and two full retries fit into the lease.
+    #[test]
+    fn a_turn_and_two_retries_always_fit() {
+        for shortest in [3, 20] {
+            for ttl in (0..80).chain([200, u32::MAX]) {
+                for loop_wait in [0, 1, 5, 10, 30, u32::MAX] {
+                    for retry_timeout in [0, 1, 3, 10, 40, u32::MAX] {
+                        let got = Timing { ttl, loop_wait, retry_timeout }.adjusted_for(shortest);
+                        let needs = u64::from(got.loop_wait) + 2 * u64::from(got.retry_timeout);
+                        assert!(needs <= u64::from(got.ttl) && got.ttl >= shortest, "{got:?}");
+                        assert!(got.loop_wait >= 1 && got.retry_timeout >= 1, "{got:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Proves HA-324 (the values): what a cluster of ours makes of a short ttl.
+    #[test]
+    fn a_short_lease_holds_a_turn_and_two_retries() {
+        for (shortest, wished, expected) in [
+            (3, (3, 10, 10), (3, 1, 1)),
+            (3, (1, 1, 1), (3, 1, 1)),
+            (3, (5, 1, 3), (5, 1, 2)),
+            (3, (10, 5, 3), (10, 4, 3)),
+            (3, (30, 10, 10), (30, 10, 10)),
+            (20, (3, 10, 10), (20, 1, 9)),
+            (0, (2, 1, 1), (3, 1, 1)),
+        ] {
+            let (ttl, loop_wait, retry_timeout) = wished;
+            let got = Timing { ttl, loop_wait, retry_timeout }.adjusted_for(shortest);
+            assert_eq!(
+                (got.ttl, got.loop_wait, got.retry_timeout),
+                expected,
+                "{shortest} {wished:?}"
+            );
+        }
+    }
 
     /// Proves HA-021, CFG-037, CFG-260, CFG-261, CFG-262.
     #[test]

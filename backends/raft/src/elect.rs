@@ -9,6 +9,7 @@ use crate::join;
 use crate::machine::Op;
 use crate::node::{Node, Phase, Sign, lock};
 use crate::peers::{Answer, Ask};
+use crate::rhythm::Alarm;
 use crate::types::{LogId, Vote};
 use hathi_dcs::{Deadline, Millis, boottime};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -123,7 +124,7 @@ pub(crate) fn would_vote(node: &Node, last: Option<LogId>, now: Millis) -> bool 
 }
 
 /// Stands up when the leader has been silent for too long.
-pub(crate) async fn stand_up(node: Arc<Node>) {
+pub(crate) async fn stand_up(node: Arc<Node>, mut alarm: Alarm) {
     let config = &node.config;
     let alone = config.partner_addrs.is_empty();
     let patience = || between(config.min_timeout_ms, config.max_timeout_ms);
@@ -152,10 +153,9 @@ pub(crate) async fn stand_up(node: Arc<Node>) {
             (Some(_), true) => sign.at.plus(LEASE_MS + 20 + round.1 % 300),
             (Some(_), false) => sign.at.plus(round.1),
         };
-        let left = Deadline(due).left();
-        if !left.is_zero() {
+        if boottime() < due {
             tokio::select! {
-                () = tokio::time::sleep(left) => {}
+                () = alarm.at(due) => {}
                 () = node.alarm.notified() => {}
             }
             continue;
@@ -199,7 +199,7 @@ async fn majority_would_vote(node: &Arc<Node>) -> bool {
 }
 
 /// While this member leads: signs of life, and leases that end. (DCS-193)
-pub(crate) async fn lead(node: Arc<Node>) {
+pub(crate) async fn lead(node: Arc<Node>, mut alarm: Alarm) {
     let mut metrics = node.engine.server_metrics();
     loop {
         let leads = |m: &openraft::metrics::RaftServerMetrics<u64, openraft::BasicNode>| {
@@ -210,9 +210,7 @@ pub(crate) async fn lead(node: Arc<Node>) {
         }
         tracing::info!("raft: this member leads the store");
         let since = boottime();
-        let period = Duration::from_millis(node.config.append_entries_period_ms);
-        let mut sign = tokio::time::interval(period);
-        sign.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut sign = since;
         let alone = node.network.peers.is_empty();
         let (mut showing, mut tried) = (None, boottime());
         while node.is_leader() {
@@ -229,7 +227,8 @@ pub(crate) async fn lead(node: Arc<Node>) {
                         hand_over(&node).await;
                     }
                 }
-                _ = sign.tick(), if !alone && showing.is_none() => {
+                () = alarm.at(sign), if !alone && showing.is_none() => {
+                    sign = boottime().plus(node.config.append_entries_period_ms);
                     showing = Some(Box::pin(show_life(&node)));
                 }
                 () = ends(next.map(|(at, _, _)| at)) => {

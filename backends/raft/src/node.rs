@@ -7,6 +7,7 @@ use crate::log::LogStore;
 use crate::machine::{Command, Op, Reply, RequestId};
 use crate::network::Network;
 use crate::peers::{Answer, Ask, Caller, Peer};
+use crate::rhythm::Alarm;
 use crate::state::{Event, State};
 use crate::types::{Engine, LogId};
 use crate::{elect, join, serve, wire};
@@ -116,7 +117,7 @@ impl Node {
             enable_heartbeat: false,
             enable_elect: false,
             // So its clock has nothing to do (a leader that is removed steps down by it; members
-            // are not removed), and an idle agent is not woken for it.
+            // are not removed); that it does not run at all is `rhythm::Unticked`.
             enable_tick: false,
             ..openraft::Config::default()
         };
@@ -148,8 +149,9 @@ impl Node {
         });
         tokio::spawn(serve::accept(node.clone(), listener));
         tokio::spawn(join::form_or_wait(node.clone()));
-        tokio::spawn(elect::stand_up(node.clone()));
-        tokio::spawn(elect::lead(node.clone()));
+        let alarm = || Alarm::new().map_err(|error| failed(&error));
+        tokio::spawn(elect::stand_up(node.clone(), alarm()?));
+        tokio::spawn(elect::lead(node.clone(), alarm()?));
         Ok(node)
     }
 

@@ -1,6 +1,7 @@
 //! The names openraft's types have in this crate.
 
 use crate::machine::{Command, Reply};
+use crate::rhythm::Unticked;
 use std::io::Cursor;
 
 openraft::declare_raft_types!(
@@ -12,6 +13,7 @@ openraft::declare_raft_types!(
         Node = openraft::BasicNode,
         Entry = openraft::Entry<Raft>,
         SnapshotData = Cursor<Vec<u8>>,
+        AsyncRuntime = Unticked,
 );
 
 /// What a command came to; `None` for entries that are none.

@@ -25,6 +25,8 @@ pub struct Tls {
     pub cacert: Option<PathBuf>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
+    /// What the key is locked with, if it is.
+    pub key_password: Option<String>,
 }
 
 /// What an entry of an access list permits.
@@ -115,8 +117,10 @@ impl Tls {
             TlsOptions::new().with_pem_ca(&read(&roots)?).map_err(|why| unusable(&roots, why))?;
         if let Some(cert) = &self.cert {
             let key = self.key.as_ref().unwrap_or(cert);
+            let open = hathi_keyfile::read(key, self.key_password.as_deref())
+                .map_err(|why| format!("{}: {why}", key.display()))?;
             options = options
-                .with_pem_identity(&read(cert)?, &read(key)?)
+                .with_pem_identity(&read(cert)?, &hathi_keyfile::to_pem(&open))
                 .map_err(|why| unusable(key, why))?;
         }
         if !self.verify {

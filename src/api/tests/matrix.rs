@@ -3,7 +3,7 @@
 use super::{observation, primary, replica, standby, view};
 use crate::api::Snapshot;
 use crate::api::asked::Query;
-use crate::api::document::Told;
+use crate::api::document::{Positions, Told};
 use crate::api::health::{Rule, check};
 use crate::api::probes::{is_alive, is_ready};
 use crate::api::tally::Tally;
@@ -351,7 +351,24 @@ fn primary_means_that_writes_are_served() {
     assert_eq!(code(&frozen, "/health", ""), 503);
 }
 
-/// Proves REST-065, REST-066.
+/// Proves HA-312: a primary whose loop hangs since before its lease ended says for a ttl more what it
+/// was; then it has no position any more, so that nobody who races waits for it.
+#[test]
+fn a_primary_that_hangs_is_no_primary_for_ever() {
+    let now = boottime();
+    let told = |lease_ended: u64, turn_due: u64| {
+        let mut hung = primary();
+        hung.leader_until = Some(now.minus(lease_ended));
+        hung.next_turn = now.minus(turn_due);
+        let told = Told::of(&hung, now);
+        (told.role, told.positions == Positions::Unknown, code(&hung, "/primary", ""))
+    };
+    assert_eq!(told(19_000, 40_000), (Role::Primary, false, 503));
+    assert_eq!(told(21_000, 40_000), (Role::Demoted, true, 503), "a ttl of 20 s is over");
+    assert_eq!(told(21_000, 1_000), (Role::Primary, false, 503), "its loop goes round");
+}
+
+/// Proves REST-065, REST-066, HA-027.
 #[test]
 fn probes_follow_the_loop_not_postgresql() {
     let now = boottime();

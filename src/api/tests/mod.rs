@@ -60,6 +60,8 @@ pub fn observation(role: Role, server: Server) -> Observation {
         can_rewind: false,
         is_primary,
         replication: Default::default(),
+        fast_stop_ms: None,
+        disk_stalls_ms: 0,
     }
 }
 

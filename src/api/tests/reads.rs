@@ -255,6 +255,25 @@ async fn an_unreadable_lag_is_counted() {
     assert!(metrics.contains("endpoint=\"health\",code=\"200\"} 3"), "{metrics}");
 }
 
+/// Proves REST-120 (as of now) where REST-469's counters may be a moment old: many who ask at one moment
+/// get one page, but never one from before PostgreSQL died; and what was counted is shown soon.
+#[tokio::test]
+async fn a_page_of_metrics_is_made_once_a_moment() {
+    let served = Served::new(primary()).await;
+    let mut talk = served.connect().await;
+    let mut page = async || talk.ask("GET", "/metrics", "", b"").await.expect("an answer").body;
+    assert!(page().await.contains("patroni_primary{scope=\"demo\",name=\"a\"} 1\n"));
+    let mut dead = primary();
+    dead.postgres = observation(Role::Primary, Server::Down);
+    served.snapshots.send_replace(Arc::new(dead));
+    assert!(page().await.contains("patroni_postgres_running{scope=\"demo\",name=\"a\"} 0\n"));
+    let counted = "endpoint=\"metrics\",code=\"200\"} ";
+    let began = Instant::now();
+    while !page().await.lines().any(|line| line.contains(counted) && !line.ends_with(" 1")) {
+        assert!(began.elapsed() < super::PATIENCE, "the counters stand still");
+    }
+}
+
 /// Proves REST-100, REST-101 (there is no queue of log lines here, so nothing is ever said of one).
 #[tokio::test]
 async fn the_watchdog_is_told_of_when_it_fails() {

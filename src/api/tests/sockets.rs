@@ -54,6 +54,17 @@ async fn every_kind_of_address_is_served() {
     }
 }
 
+/// Proves REST-304 and REST-401: hundreds who come at one moment, before the first is accepted, find room
+/// in the queue. Who does not is tried again by his kernel a second later.
+#[tokio::test]
+async fn a_crowd_finds_room_in_the_queue() {
+    let server = Server::bind(RestConfig::on("127.0.0.1:0")).await.expect("a free port");
+    let address = server.addresses()[0];
+    let coming = (0..600).map(|_| TcpStream::connect(address));
+    let come = tokio::time::timeout(PATIENCE, futures::future::join_all(coming)).await;
+    assert!(come.expect("no queue that is full").iter().all(Result::is_ok));
+}
+
 /// Proves REST-453: from one address of a port to all of it and back; and when another address of that
 /// port cannot be had, the old one is served again.
 #[tokio::test]

@@ -115,6 +115,45 @@ async fn plain_http_and_stalled_handshakes_get_nothing() {
         .expect("cleanly");
 }
 
+/// Proves REST-294: a key with a password serves https and shows itself to others, and what is wrong
+/// with the password is one clear line.
+#[tokio::test]
+async fn keys_may_have_a_password() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let certs = Certs::make(dir.path());
+    let locked = certs.locked_key("dummy-key");
+    let mut config = config(&certs, VerifyClient::Required);
+    config.keyfile = Some(locked.clone());
+    config.keyfile_password = Some("dummy-key".to_owned());
+    let served = Served::with(config.clone(), primary()).await;
+    let url = format!("https://127.0.0.1:{}/liveness", served.address.port());
+    let mut settings = ClientSettings {
+        certfile: Some(certs.cert.clone()),
+        keyfile: Some(locked),
+        keyfile_password: Some("dummy-key".to_owned()),
+        cafile: Some(certs.ca.clone()),
+        ..ClientSettings::default()
+    };
+    let client = HttpClient::new(&settings).expect("a client");
+    let answer = client.get(&url, Deadline::in_ms(10_000)).await.expect("an answer");
+    assert_eq!(answer.status, 200);
+    for (password, says) in [
+        (None, "no password is given (restapi.keyfile_password)"),
+        (Some("another"), "the password does not open the key"),
+    ] {
+        let password = password.map(str::to_owned);
+        let wrong = RestConfig { keyfile_password: password.clone(), ..config.clone() };
+        let line = Server::bind(wrong.clone()).await.expect_err("not servable").to_string();
+        assert!(line.contains(says) && line.contains("locked.key"), "{line}");
+        served.handle.reconfigure(wrong).await.expect_err("a reload is refused");
+        settings.keyfile_password = password;
+        let line = HttpClient::new(&settings).expect_err("no client").to_string();
+        assert!(line.starts_with("ctl.keyfile: ") && line.contains("password"), "{line}");
+    }
+    let client = client.get(&url, Deadline::in_ms(10_000)).await;
+    assert_eq!(client.expect("the old one stays").status, 200);
+}
+
 /// Proves REST-349: members are not verified without `ctl.certfile`; with it by the CA, not the name.
 #[tokio::test]
 async fn members_talk_over_https() {

@@ -30,12 +30,6 @@ pub(super) fn zookeeper(section: &Reader<'_>) -> Option<ZooKeeperSection> {
 }
 
 fn tls(section: &Reader<'_>) -> ZooKeeperTls {
-    if section.get("key_password").is_there() {
-        section.get("key_password").fail(
-            "a key with a password cannot be read here; store it without one, readable by postgres \
-             alone: openssl pkey -in KEY -out NEW_KEY",
-        );
-    }
     let verify = section.get("verify").boolean().unwrap_or(true);
     if !verify {
         section.get("verify").warn(
@@ -47,6 +41,7 @@ fn tls(section: &Reader<'_>) -> ZooKeeperTls {
         cacert: section.get("cacert").file(),
         cert: section.get("cert").file(),
         key: section.get("key").file(),
+        key_password: section.get("key_password").secret(),
     }
 }
 

@@ -10,13 +10,12 @@ use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt};
 use hathi_dcs::{
     Change, ClusterView, Dcs, DcsError, Deadline, Expect, Failover, Failsafe, Freshness, History,
-    Lsn, MemberData, MemberName, Millis, Role, State, Status, Sync as SyncRecord, Timeline, Timing,
+    MemberData, MemberName, Millis, Role, State, Status, Sync as SyncRecord, Timeline, Timing,
     Version,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// All ports of one turn. `real` is there while it is recorded, and not while it is replayed.
@@ -102,6 +101,10 @@ impl Configuration for Taped {
 
     async fn apply(&self, dynamic: &Map<String, Value>) -> Result<(), String> {
         wait!(self, "configuration.apply", dynamic, configuration.apply(dynamic))
+    }
+
+    fn allow_short_ttl(&self, yes: bool) {
+        done!(self, "configuration.allow_short_ttl", yes, configuration.allow_short_ttl(yes));
     }
 }
 
@@ -223,6 +226,11 @@ impl Dcs for Taped {
 
     fn set_timing(&self, timing: Timing) {
         done!(self, "dcs.set_timing", timing, dcs.set_timing(timing));
+    }
+
+    /// No turn asks for it: the configuration does.
+    fn shortest_ttl(&self) -> u32 {
+        self.real.as_ref().map_or(Timing::SHORTEST, |real| real.dcs.shortest_ttl())
     }
 
     async fn load(&self, freshness: Freshness, by: Deadline) -> Result<ClusterView, DcsError> {
@@ -372,14 +380,18 @@ impl Postgres for Taped {
         wait!(self, "postgres.set_sync_names", (names, by), postgres.set_sync_names(names, by))
     }
 
-    async fn set_slots(
-        &self,
-        wanted: &BTreeMap<String, Option<Lsn>>,
-        unwanted: &[String],
-        by: Deadline,
-    ) -> Result<(), PgError> {
-        let asked = (wanted, unwanted, by);
-        wait!(self, "postgres.set_slots", asked, postgres.set_slots(wanted, unwanted, by))
+    async fn set_slots(&self, plan: &SlotPlan, by: Deadline) -> Result<(), PgError> {
+        wait!(self, "postgres.set_slots", (plan, by), postgres.set_slots(plan, by))
+    }
+
+    async fn copy_logical_slots(&self, source: &Upstream, names: &[String]) -> Result<(), PgError> {
+        let asked = (source, names);
+        wait!(
+            self,
+            "postgres.copy_logical_slots",
+            asked,
+            postgres.copy_logical_slots(source, names)
+        )
     }
 
     async fn checkpoint(&self, by: Deadline) -> Result<(), PgError> {

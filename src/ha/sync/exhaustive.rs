@@ -250,3 +250,88 @@ fn a_record_that_nobody_vouches_for_is_corrected() {
         }
     }
 }
+
+/// The changes from here to the end; a standby confirms when the code waits for it.
+fn changes(state: State, facts: Facts) -> Vec<Step> {
+    let (mut state, mut facts, mut all) = (state, facts, Vec::new());
+    loop {
+        let step = quorum::next(state, facts);
+        match step {
+            Step::Record { voters, quorum } => {
+                state = State { leader: state.me, voters, quorum, ..state };
+            }
+            Step::Names { sync, num } => {
+                state = State { sync, num, ..state };
+                facts.confirmed = Set::EMPTY;
+            }
+            Step::Wait => facts.confirmed = state.sync.common(facts.active),
+            Step::Done => return all,
+        }
+        all.push(step);
+        assert!(all.len() < 9, "{all:?}");
+    }
+}
+
+/// Proves HA-203, HA-204, HA-205, HA-206, HA-207, HA-208, HA-209, HA-210: which of the two records
+/// changes first.
+#[test]
+fn the_order_of_the_changes() {
+    let (b, c, d) = (Set(1), Set(2), Set(4));
+    let (none, bc, bcd) = (Set::EMPTY, b.union(c), b.union(c).union(d));
+    let names = |sync, num| Step::Names { sync, num };
+    let record = |voters, quorum| Step::Record { voters, quorum };
+    let from = |voters: Set, quorum: u32, sync: Set, num: u32, active: Set, wanted: u32| {
+        let me = Set(8);
+        let state = State { me, leader: me, voters, quorum, sync, num };
+        changes(state, Facts { active, confirmed: sync.common(active), wanted })
+    };
+    let wait = Step::Wait;
+    let table: Vec<(&str, Vec<Step>, Vec<Step>)> = vec![
+        (
+            "HA-203: fewer names than voters",
+            from(bcd, 2, b, 1, bc, 1),
+            vec![names(bc, 1), record(bc, 2), wait, record(bc, 1)],
+        ),
+        (
+            "HA-204: more names than voters",
+            from(b, 0, bcd, 3, bc, 1),
+            vec![record(bc, 1), names(bc, 1)],
+        ),
+        ("HA-205: slack in the names", from(bc, 1, bc, 2, bc, 1), vec![names(bc, 1)]),
+        ("HA-205: slack in the record", from(bc, 1, bc, 2, bc, 2), vec![record(bc, 0)]),
+        ("HA-206: all go", from(b, 0, b, 1, none, 1), vec![record(none, 0), names(none, 0)]),
+        (
+            "HA-207: some go, the quorum allows it",
+            from(bc, 1, bc, 1, b, 1),
+            vec![names(b, 1), record(b, 1), wait, record(b, 0)],
+        ),
+        (
+            "HA-207: some go, the record first",
+            from(bc, 0, bc, 2, b, 2),
+            vec![record(b, 0), names(b, 1)],
+        ),
+        (
+            "HA-208: some come, more confirm",
+            from(none, 0, none, 0, bc, 2),
+            vec![names(bc, 2), wait, record(bc, 0)],
+        ),
+        (
+            "HA-209: some come, as many confirm",
+            from(b, 0, b, 1, bc, 1),
+            vec![record(bc, 1), names(bc, 1)],
+        ),
+        (
+            "HA-210: more are to confirm",
+            from(bc, 1, bc, 1, bc, 2),
+            vec![names(bc, 2), wait, record(bc, 0)],
+        ),
+        (
+            "HA-210: fewer are to confirm",
+            from(bc, 0, bc, 2, bc, 1),
+            vec![record(bc, 1), names(bc, 1)],
+        ),
+    ];
+    for (what, came, expected) in table {
+        assert_eq!(came, expected, "{what}");
+    }
+}

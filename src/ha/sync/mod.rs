@@ -15,7 +15,7 @@
 //! duty         a standby that is about to stop leaves its duty first
 //! ```
 
-mod candidates;
+pub(in crate::ha) mod candidates;
 pub mod duty;
 pub mod names;
 pub mod pass;

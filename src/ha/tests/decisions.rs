@@ -275,6 +275,7 @@ fn diverged(scene: Scene) -> Scene {
                 at: None,
             }],
             checkpoint_timeline: None,
+            oldest: None,
         });
     })
 }
@@ -612,7 +613,7 @@ fn a_replica_keeps_its_stream_while_nobody_leads() {
     assert!(!scene.turn().did("follow"));
 }
 
-/// Proves HA-150, HA-151, HA-152, HA-153, HA-304.
+/// Proves HA-150, HA-151, HA-152, HA-153, HA-159 (a standby does nothing), HA-304.
 #[test]
 fn a_silent_store() {
     let silent = |scene: Scene| {

@@ -310,7 +310,7 @@ fn outside_the_map_nobody_races() {
     scene.turn();
     let mut off = scene.set(|script| script.settings.failsafe_mode = false);
     assert!(off.turn().fired("HA-092"), "who is cut off does not know yet that it is off");
-    assert!(off.later(31_000).turn().did("acquire"));
+    assert!(off.later(31_600).turn().did("acquire"));
 }
 
 /// Proves HA-323: a young agent does not know what its former life promised.
@@ -443,4 +443,30 @@ fn a_hiccup_costs_nothing_while_the_lease_lives() {
             assert!(came.task.is_none() && came.line.contains("no known outcome"), "{came:?}");
         }
     }
+}
+
+/// Proves HA-154 with HA-163: a restart that is longer than the lease goes on by the members' word, and
+/// ends with the lease where one of them refuses. (the simulator, seed 4144)
+#[test]
+fn a_restart_goes_on_by_the_members_word() {
+    let restarting = |ms: u64, primary: bool| {
+        let mut scene = cut_off(ms).set(|script| super::stage::down(&mut script.pg));
+        scene.memory.task = Some(Running {
+            name: "restart",
+            kind: Kind::Restart { primary },
+            since: Millis(1_000_000),
+        });
+        scene
+    };
+    let mut scene = restarting(20_000, true);
+    let came = scene.turn();
+    assert!(came.fired("HA-154") && came.did("fence") && !came.did("cancel"), "{came:?}");
+    assert!(scene.lease_left().is_some_and(|left| left > 28_000), "{:?}", scene.lease_left());
+    let refuses = |script: &mut super::stage::Script| drop(script.vows.remove("c"));
+    let mut scene = restarting(20_000, true).set(refuses);
+    let came = scene.turn();
+    assert!(!came.did("cancel") && came.again_at.is_some(), "there is time left: {came:?}");
+    let came = scene.later(4_000).turn();
+    assert!(came.fired("HA-163") && came.did("cancel"), "{came:?}");
+    assert!(!restarting(20_000, false).turn().did("call"), "a standby owes nobody a question");
 }

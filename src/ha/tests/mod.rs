@@ -3,6 +3,7 @@
 //! The stage is scripted, not modelled: every port gives the answer the row says. What a whole
 //! cluster makes of the decisions is the simulator's question (tests/simulation).
 
+mod candidates;
 mod decisions;
 mod failsafe;
 mod operator;
@@ -10,7 +11,9 @@ mod pause;
 mod recordings;
 mod requests;
 mod rules;
+mod slots;
 mod stage;
 mod standby;
 mod tasks;
 mod watchdog;
+mod wheel;

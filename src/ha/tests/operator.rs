@@ -153,6 +153,23 @@ fn a_restart_in_pause() {
     assert!(matches!(restarts_as(&came), Some(Start::AsStandby(Some(_)))));
 }
 
+/// Proves INV-21 in pause: another cluster's data, started by hand, is left alone although an operator
+/// orders its restart. (seed 3811 of the simulator)
+#[test]
+fn another_clusters_server_is_not_restarted() {
+    let foreign = |script: &mut super::stage::Script| {
+        script.settings.pause = true;
+        script.pg.system_id = hathi_dcs::SystemId::parse("7711467298858918991");
+    };
+    for scene in [Scene::replica(), Scene::leaderless()] {
+        let (came, answer) = scene.set(foreign).asked(Some(&restart()));
+        assert!(came.task.is_none() && !came.exit, "{came:?}");
+        let Some(Said::Now(answer)) = answer else { panic!("{answer:?}") };
+        assert_eq!(answer.status, 503);
+        assert!(answer.text.contains("belongs to another cluster"), "{}", answer.text);
+    }
+}
+
 /// Proves HA-055 (refusals, the source, force), REST-245 (the texts), INV-20 (never the leader).
 #[test]
 fn reinitialize_at_once() {

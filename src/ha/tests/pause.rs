@@ -105,7 +105,7 @@ fn whatever_the_lock_is_postgres_is_left_alone() {
     }
 }
 
-/// Proves HA-131: the owner keeps the lock while it is a primary; a primary without any leader takes
+/// Proves HA-086, HA-131: the owner keeps the lock while it is a primary; a primary without any leader takes
 /// it if its system identifier is the cluster's, or the cluster has none.
 #[test]
 fn who_has_the_lock_in_pause() {
@@ -293,8 +293,7 @@ fn slots_in_pause() {
                 script.settings.use_slots = true;
                 script.pg.slots = vec![crate::ha::ports::Slot {
                     name: "gone".into(),
-                    active: false,
-                    restart_lsn: None,
+                    ..crate::ha::ports::Slot::default()
                 }];
             })
             .remember(|memory| {

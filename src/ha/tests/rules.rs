@@ -2,7 +2,7 @@
 
 use super::stage::{Scene, control, down, member, standby, unreachable};
 use crate::ha::memory::{Rewind, Running};
-use crate::ha::ports::{ControlState, DataDir, Server, Standby};
+use crate::ha::ports::{ControlState, DataDir, FollowChange, Server, Standby};
 use crate::ha::settings::SynchronousMode;
 use crate::ha::task::{Demotion, Kind, Outcome, Task};
 use hathi_dcs::{DcsError, Expect, Failover, Lsn, Millis, Role, State, Stored, Timeline, Version};
@@ -184,6 +184,17 @@ fn the_race_can_be_told_to_wait() {
     let asked = patient(Scene::leaderless())
         .set(|script| script.view.failover = Some(Stored { value, version: Version(1) }));
     assert!({ asked }.turn().did("acquire"));
+    // A switchover to nobody in particular: the former leader was told to stop.
+    let mut value = Failover { leader: Some("b".into()), ..Failover::default() };
+    let asked = |value: Failover| {
+        patient(Scene::leaderless())
+            .set(|script| script.view.failover = Some(Stored { value, version: Version(1) }))
+    };
+    let came = asked(value.clone()).turn();
+    assert!(came.did("acquire") && !came.fired("CFG-420"), "{came:?}");
+    let later = super::stage::WALL + 60_000;
+    value.scheduled_at = chrono::DateTime::from_timestamp_millis(later).map(|at| at.fixed_offset());
+    assert!(asked(value).turn().fired("CFG-420"), "the switchover is not due yet");
     let primary = patient(Scene::leaderless()).set(|script| {
         script.pg.server = Server::Primary { timeline: Timeline(1), lsn: Lsn(1) };
         script.pg.is_primary = true;
@@ -327,4 +338,192 @@ fn a_bootstrap_that_was_taken_over_ends() {
     let did = |what: &str| done.iter().any(|done| done.starts_with(what));
     assert!(did("initialize \"7711467298858918990\" Version(Version(4))"), "{done:?}");
     assert!(did("set aside") && !did("delete initialize") && !did("take"), "{done:?}");
+}
+
+/// Proves HA-324: a short ttl is in force while every member says that it lives with one.
+#[test]
+fn a_short_ttl_is_agreed_on() {
+    let short = |script: &mut super::stage::Script| {
+        script.settings.short_ttl = true;
+        for member in &mut script.view.members {
+            member.data.short_ttl = true;
+        }
+    };
+    let came = Scene::replica().turn();
+    assert!(!came.did("short ttl"), "nobody wants it");
+    let mut scene = Scene::replica().set(short);
+    let came = scene.turn();
+    assert!(came.did("short ttl true") && came.fired("HA-324"), "{came:?}");
+    assert!(came.done.iter().any(|done| done.contains(r#""short_ttl":true"#)), "{:?}", came.done);
+    assert!(!scene.turn().did("short ttl"), "once");
+    // A member of Patroni's joins.
+    let mut scene = scene.set(|script| script.view.members[2].data.short_ttl = false);
+    let came = scene.turn();
+    assert!(came.did("short ttl false"), "{came:?}");
+    assert_eq!(scene.facts().0.timing.ttl, 20);
+    let mut alone = Scene::replica().set(|script| script.settings.short_ttl = true);
+    assert!(!alone.turn().did("short ttl"), "the others do not say so");
+}
+
+/// Proves HA-321: who leads says that a fast stop takes longer here than the lease leaves for it, once
+/// for each value, and what ttl would do.
+#[test]
+fn a_slow_stop_is_said() {
+    // A ttl of 30 s: 5 s from the demotion to the end, of which the last 2.5 are for an immediate stop.
+    let stops = |ms: Option<u64>| Scene::leader().set(move |script| script.pg.fast_stop_ms = ms);
+    assert!(!stops(None).turn().fired("HA-321"));
+    assert!(!stops(Some(2_500)).turn().fired("HA-321"));
+    let mut scene = stops(Some(4_000));
+    assert!(scene.turn().fired("HA-321"));
+    assert!(!scene.turn().fired("HA-321"), "once");
+    let mut scene = scene.set(|script| script.settings.timing.ttl = 48);
+    assert!(!scene.turn().fired("HA-321"), "as it was told");
+    let mut scene = scene.set(|script| script.pg.fast_stop_ms = Some(9_000));
+    assert!(scene.turn().fired("HA-321"), "another value");
+}
+
+/// Proves HA-314 (the decision): a dead disk costs a primary its role if somebody can take over, and a
+/// standby its place in the race; off unless asked for.
+#[test]
+fn a_dead_disk() {
+    let stalls = |scene: Scene, ms: u64, timeout: u64| {
+        scene.set(move |script| {
+            script.pg.disk_stalls_ms = ms;
+            script.settings.disk_timeout_ms = timeout;
+        })
+    };
+    let mut scene = stalls(Scene::leader(), 15_000, 15_000);
+    let came = scene.turn();
+    assert_eq!(came.task, Some(Task::Demote(Demotion::LostLock)), "{came:?}");
+    assert!(came.fired("HA-314") && !came.did("release"), "the key runs out: {came:?}");
+    assert_eq!(scene.lease_left(), None, "nobody prolongs it");
+    for (ms, timeout) in [(14_999, 15_000), (60_000, 0), (0, 15_000)] {
+        assert!(stalls(Scene::leader(), ms, timeout).turn().task.is_none(), "{ms} {timeout}");
+    }
+    let alone = stalls(Scene::leader(), 60_000, 15_000).set(|script| script.probes.clear());
+    let came = { alone }.turn();
+    assert!(came.task.is_none() && came.fired("HA-076"), "there is nobody: {came:?}");
+    let paused = stalls(Scene::leader(), 60_000, 15_000).set(|script| script.settings.pause = true);
+    assert!({ paused }.turn().task.is_none());
+    let came = stalls(Scene::leaderless(), 60_000, 15_000).turn();
+    assert!(came.fired("HA-314") && !came.did("acquire"), "{came:?}");
+}
+
+/// Proves HA-316: a standby whose log is gone says so, and is copied anew where that is wanted.
+#[test]
+fn a_standby_whose_log_is_gone() {
+    let stuck = |wanted: bool, oldest: u64| {
+        Scene::replica()
+            .set(move |script| {
+                script.pg.server = Server::Standby(Standby { streaming: false, ..at(1_000) });
+                script.settings.reinitialize_without_log = wanted;
+                script.source.as_mut().unwrap().oldest = Some(Lsn(oldest));
+            })
+            .remember(|memory| memory.rewind = Rewind::Check)
+    };
+    let came = stuck(false, 1_001).turn();
+    assert!(came.fired("HA-316") && came.task.is_none(), "{came:?}");
+    assert!(came.line.contains("reinitialize me"), "{came:?}");
+    let came = stuck(true, 1_001).turn();
+    assert!(matches!(came.task, Some(Task::Reinitialize { .. })), "{came:?}");
+    for mut scene in [
+        stuck(true, 1_000),
+        stuck(true, 1_001).set(|script| script.settings.pause = true),
+        stuck(true, 1_001).set(|script| {
+            script.pg.server =
+                Server::Standby(Standby { streaming: false, from_archive: true, ..at(1_000) });
+        }),
+    ] {
+        let came = scene.turn();
+        assert!(came.task.is_none(), "{came:?}");
+    }
+}
+
+fn at(lsn: u64) -> Standby {
+    let Server::Standby(standby) = standby(lsn) else { unreachable!() };
+    standby
+}
+
+/// Proves PG-147 (twins): who has a timeline from one primary that `/history` says another one began is
+/// copied anew, though the history files agree; not the one whom `/history` names, nor who cannot know.
+#[test]
+fn a_timeline_that_another_one_began() {
+    let back = |was_primary: bool, from: Option<&str>, began: &str| {
+        let row = format!(r#"[[1,100,"no recovery target specified","t","{began}"]]"#);
+        let from = from.map(|name| (Timeline(2), hathi_dcs::MemberName::from(name)));
+        Scene::replica()
+            .remember(|memory| memory.timeline_of = from)
+            .set(move |script| {
+                down(&mut script.pg);
+                script.control = Some(control(ControlState::ShutDown));
+                script.settings.remove_data_directory_on_diverged_timelines = true;
+                script.view.history = hathi_dcs::History::parse(&row);
+                script.local_end = Some(crate::ha::ports::LocalEnd {
+                    timeline: Timeline(2),
+                    lsn: Lsn(500),
+                    was_primary,
+                    checkpoint_end: Some(Lsn(500)),
+                });
+                script.source = Ok(crate::ha::ports::SourceHistory {
+                    in_recovery: false,
+                    timeline: Timeline(2),
+                    ends: vec![crate::ha::ports::TimelineEnd {
+                        timeline: Timeline(1),
+                        switch_lsn: Lsn(100),
+                        reason: "no recovery target specified".into(),
+                        at: None,
+                    }],
+                    checkpoint_timeline: None,
+                    oldest: None,
+                });
+            })
+            .turn()
+    };
+    let copied = |came: &super::stage::Came| matches!(came.task, Some(Task::Reinitialize { .. }));
+    let came = back(true, None, "b");
+    assert!(copied(&came) && came.fired("PG-147"), "I was its primary: {came:?}");
+    let came = back(false, Some("c"), "b");
+    assert!(copied(&came), "I followed c there: {came:?}");
+    for (was_primary, from, began) in
+        [(true, None, "a"), (true, None, "gone"), (false, Some("b"), "b"), (false, None, "b")]
+    {
+        let came = back(was_primary, from, began);
+        assert!(!copied(&came), "{was_primary} {from:?} {began}: {came:?}");
+    }
+    // Noted from the record of the only primary on that timeline, once.
+    let mut scene = Scene::replica().set(|script| {
+        script.pg.server = Server::Standby(Standby { timeline: Timeline(2), ..at(1_000) });
+        script.view.members[1].data.timeline = Some(Timeline(2));
+    });
+    scene.turn();
+    assert_eq!(scene.memory.timeline_of, Some((Timeline(2), "b".into())));
+    let mut scene = scene.set(|script| {
+        script.view.members[1].data.role = Some(Role::Replica);
+        script.view.members[2].data.role = Some(Role::Primary);
+        script.view.members[2].data.timeline = Some(Timeline(2));
+    });
+    scene.turn();
+    assert_eq!(scene.memory.timeline_of, Some((Timeline(2), "b".into())), "who was seen first");
+}
+
+/// Proves HA-125 and PG-211 (`nostream` set while it streams): it stops streaming, by a reload where that
+/// is enough, and is left alone once it streams from nobody.
+#[test]
+fn nostream_ends_a_stream() {
+    for (change, does) in [
+        (FollowChange::Nothing, None),
+        (FollowChange::Reload, Some("follow nobody")),
+        (FollowChange::Restart, None),
+    ] {
+        let came = Scene::replica()
+            .set(|script| {
+                script.settings.nostream = true;
+                script.follow = change;
+            })
+            .turn();
+        let followed = came.done.iter().find(|done| done.starts_with("follow"));
+        assert_eq!(followed.map(String::as_str), does, "{change:?}: {came:?}");
+        let restarts = matches!(came.task, Some(Task::Follow { upstream: None, restart: true }));
+        assert_eq!(restarts, change == FollowChange::Restart, "{came:?}");
+    }
 }

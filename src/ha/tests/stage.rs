@@ -30,6 +30,8 @@ pub struct Script {
     pub settings: Settings,
     pub dynamic: Map<String, Value>,
     pub probes: BTreeMap<&'static str, PeerAnswer>,
+    /// Members whose answer never comes.
+    pub silent: Vec<&'static str>,
     /// Who accepts POST /failsafe; the others do not answer.
     pub vows: BTreeMap<&'static str, Vow>,
     /// How long their answers take.
@@ -55,8 +57,12 @@ pub struct Script {
     pub bad_watchdog: Option<String>,
     /// Milliseconds that pass while the store renews.
     pub renew_takes: u64,
+    /// Milliseconds that pass while something is done whose note begins so.
+    pub takes: BTreeMap<&'static str, u64>,
     /// What writing `/sync` answers, and `synchronous_standby_names`.
     pub sync: Result<(), DcsError>,
+    /// So many writes of `/sync` meet another one that came before.
+    pub sync_conflicts: u32,
     pub names: Result<(), PgError>,
     /// Turns are written down.
     pub recorded: bool,
@@ -100,7 +106,12 @@ impl Stage {
     }
 
     fn note(&self, what: impl Into<String>) {
-        self.with(|script| script.done.push(what.into()));
+        self.with(|script| {
+            let what = what.into();
+            let takes = script.takes.iter().find(|(begin, _)| what.starts_with(**begin));
+            script.now = script.now.plus(takes.map_or(0, |(_, ms)| *ms));
+            script.done.push(what);
+        });
     }
 }
 
@@ -193,6 +204,8 @@ impl Scene {
             can_rewind: true,
             is_primary: false,
             replication: Replication::default(),
+            fast_stop_ms: None,
+            disk_stalls_ms: 0,
         };
         let settings = Settings {
             me: ME.into(),
@@ -223,6 +236,11 @@ impl Scene {
             primary_stop_timeout: 0,
             primary_restart_limit: 0,
             primary_race_backoff: 0,
+            short_ttl: false,
+            disk_timeout_ms: 0,
+            reinitialize_without_log: false,
+            slots: BTreeMap::new(),
+            ignore_slots: Vec::new(),
         };
         let script = Script {
             now: Millis(1_000_000),
@@ -231,6 +249,7 @@ impl Scene {
             settings,
             dynamic: Map::new(),
             probes: [("b", replica_at(1000)), ("c", replica_at(1000))].into(),
+            silent: Vec::new(),
             vows: BTreeMap::new(),
             vows_take: 0,
             gate: Arc::default(),
@@ -251,6 +270,7 @@ impl Scene {
                 timeline: Timeline(1),
                 ends: Vec::new(),
                 checkpoint_timeline: Some(Timeline(1)),
+                oldest: None,
             }),
             remote: None,
             next_history: false,
@@ -259,7 +279,9 @@ impl Scene {
             broken_fence: None,
             bad_watchdog: None,
             renew_takes: 0,
+            takes: BTreeMap::new(),
             sync: Ok(()),
+            sync_conflicts: 0,
             names: Ok(()),
             recorded: true,
             wall: WALL,
@@ -345,6 +367,10 @@ impl Scene {
         &self.lease
     }
 
+    pub fn shared_lease(&self) -> Arc<Lease> {
+        self.lease.clone()
+    }
+
     pub fn gate(&self) -> Arc<Gate> {
         self.stage.with(|script| script.gate.clone())
     }
@@ -385,6 +411,16 @@ impl Scene {
     /// One turn, and the same one once more from its recording. (INV-32)
     pub fn turn(&mut self) -> Came {
         self.asked(None).0
+    }
+
+    /// A turn that has to wait for nothing; `None` if it has to.
+    pub fn turn_at_once(&mut self) -> Option<Came> {
+        use futures::FutureExt;
+        let ports = self.ports();
+        self.stage.with(|script| script.done.clear());
+        let turn = recorded_turn(&ports, &self.lease, &mut self.memory, true);
+        let (turned, _) = turn.now_or_never()?;
+        Some(self.came(turned).0)
     }
 
     /// A turn with the wish of an operator, and what is said to it.
@@ -430,6 +466,10 @@ impl Scene {
         let turn = recorded_turn(&ports, &self.lease, &mut self.memory, true);
         let (turned, recording) = futures::executor::block_on(turn);
         self.recording = recording;
+        self.came(turned)
+    }
+
+    fn came(&self, turned: crate::ha::turn::Turned) -> (Came, Option<Said>) {
         let came = Came {
             line: turned.decided.line,
             task: turned.decided.start,
@@ -488,6 +528,14 @@ impl Configuration for Stage {
         self.note("apply config");
         if dynamic.contains_key("bad") { Err("bad".into()) } else { Ok(()) }
     }
+
+    fn allow_short_ttl(&self, yes: bool) {
+        self.note(format!("short ttl {yes}"));
+        self.with(|script| {
+            let wished = Timing { ttl: 3, loop_wait: 1, retry_timeout: 1 };
+            script.settings.timing = if yes { wished } else { wished.adjusted() };
+        });
+    }
 }
 
 impl Publish for Stage {
@@ -537,7 +585,10 @@ impl Peers for Stage {
         members: Vec<(MemberName, String)>,
         _: Deadline,
     ) -> BoxStream<'static, (MemberName, Probe)> {
-        let answers: Vec<_> = members
+        let silent = self.with(|script| script.silent.clone());
+        let (later, now): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|(name, _)| silent.contains(&name.as_str()));
+        let answers: Vec<_> = now
             .into_iter()
             .map(|(name, _)| {
                 let answer = self.with(|script| script.probes.get(name.as_str()).cloned());
@@ -545,7 +596,8 @@ impl Peers for Stage {
                 (name, probe)
             })
             .collect();
-        stream::iter(answers).boxed()
+        let answers = stream::iter(answers);
+        if later.is_empty() { answers.boxed() } else { answers.chain(stream::pending()).boxed() }
     }
 
     fn failsafe(
@@ -683,6 +735,10 @@ impl Dcs for Stage {
         self.note(format!("sync {} {expect:?}", sync.to_wire()));
         self.with(|script| {
             script.sync.clone()?;
+            if script.sync_conflicts > 0 {
+                script.sync_conflicts -= 1;
+                return Err(DcsError::conflict("sync"));
+            }
             let version = Version(script.view.sync.as_ref().map_or(1, |old| old.version.0 + 1));
             script.view.sync = Some(Stored { value: sync.clone(), version });
             Ok(version)
@@ -786,16 +842,19 @@ impl Postgres for Stage {
         })
     }
 
-    async fn set_slots(
-        &self,
-        wanted: &BTreeMap<String, Option<Lsn>>,
-        unwanted: &[String],
-        _: Deadline,
-    ) -> Result<(), PgError> {
-        self.note(format!("slots {:?}", wanted.keys().collect::<Vec<_>>()));
-        for name in unwanted {
+    async fn set_slots(&self, plan: &SlotPlan, _: Deadline) -> Result<(), PgError> {
+        self.note(format!("slots {:?}", plan.physical.keys().collect::<Vec<_>>()));
+        for (name, wanted) in &plan.logical {
+            self.note(format!("logical {name} in {} at {:?}", wanted.database, wanted.position));
+        }
+        for name in &plan.unwanted {
             self.note(format!("drop {name}"));
         }
+        Ok(())
+    }
+
+    async fn copy_logical_slots(&self, source: &Upstream, names: &[String]) -> Result<(), PgError> {
+        self.note(format!("copy {names:?} from {}", source.name));
         Ok(())
     }
 

@@ -60,6 +60,7 @@ fn history(timeline: u32, ends: &[(u32, u64)]) -> SourceHistory {
         timeline: Timeline(timeline),
         ends: ends.iter().map(end).collect(),
         checkpoint_timeline: Some(Timeline(timeline)),
+        oldest: None,
     }
 }
 
@@ -103,7 +104,7 @@ fn the_leader_never_follows_a_member() {
     let came = leader().set(|script| script.settings.replicatefrom = Some("b".into())).turn();
     assert!(came.did("compare remote_member"), "{came:?}");
     let came = leader().set(|script| script.settings.nostream = true).turn();
-    assert!(!came.did("compare"), "fed by the archive alone: {came:?}");
+    assert!(!came.did("compare remote_member"), "fed by the archive alone: {came:?}");
 }
 
 /// Proves HA-111: the others follow the standby leader or the member they are tagged with; a leader
@@ -467,4 +468,26 @@ fn fed_by_an_archive() {
         .turn();
     assert_eq!(kind(came.task.as_ref()), Some(Kind::Follow), "{came:?}");
     let _ = (MemberName::from("a"), DcsError::conflict("x"));
+}
+
+/// Proves HA-117 (a former life): `/history` of the time as a primary cluster goes when the standby leader
+/// streams an older timeline, and not before; a cluster that never was one writes none.
+#[test]
+fn the_history_of_a_former_life_goes() {
+    let former = |script: &mut super::stage::Script| {
+        script.view.history = History::parse(r#"[[1,100,"r","t","a"],[2,200,"r","t","a"]]"#);
+    };
+    let came = leader().set(former).turn();
+    assert!(came.fired("HA-117") && came.did("history []"), "{came:?}");
+    let catching_up = leader().set(former).set(|script| {
+        script.pg.server = Server::Standby(Standby {
+            timeline: Timeline(1),
+            received: Some(Lsn(1000)),
+            replayed: Some(Lsn(1000)),
+            ..Standby::default()
+        });
+    });
+    assert!(!{ catching_up }.turn().did("history"), "it does not stream");
+    assert!(!leader().turn().did("history"));
+    assert!(!replica().set(former).turn().did("history"), "only the leader");
 }

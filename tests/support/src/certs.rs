@@ -40,6 +40,20 @@ impl Certs {
     }
 }
 
+impl Certs {
+    /// The key once more, locked with this password, in a file of its own.
+    pub fn locked_key(&self, password: &str) -> PathBuf {
+        let dir = self.key.parent().expect("a directory");
+        openssl(dir, |c| {
+            c.args(["pkcs8", "-topk8", "-in", "leaf.key", "-out", "locked.key"]);
+            c.args(["-passout", &format!("pass:{password}")]);
+        });
+        let locked = dir.join("locked.key");
+        osuser::give(&locked);
+        locked
+    }
+}
+
 fn openssl(dir: &Path, with: impl Fn(&mut Command)) {
     let mut command = Command::new("openssl");
     with(&mut command);

@@ -530,6 +530,39 @@ impl Cluster {
         .await
     }
 
+    /// Changes the file of node `i`, as a whole; a running agent hears of it by SIGHUP.
+    pub fn change_file(&self, i: usize, change: impl FnOnce(&mut Value)) {
+        let file = self.nodes[i].yaml();
+        let text = std::fs::read_to_string(&file).expect("the node's file");
+        let mut whole = serde_json::from_str(&text).expect("JSON");
+        change(&mut whole);
+        let new = file.with_extension("new");
+        std::fs::write(&new, whole.to_string()).expect("the node's file");
+        osuser::give(&new);
+        std::fs::rename(&new, &file).expect("the node's file");
+        if self.nodes[i].agent_pid().is_some() {
+            self.signal_agent(i, Signal::HUP);
+        }
+    }
+
+    /// Gives node `i` exactly these tags, by its file and SIGHUP, and waits until all running agents
+    /// know of them.
+    pub async fn tag(&self, i: usize, tags: &Value) {
+        self.change_file(i, |file| file["tags"] = tags.clone());
+        let name = self.nodes[i].name.as_str();
+        for node in (0..self.nodes.len()).filter(|node| self.nodes[*node].process.is_some()) {
+            self.wait("the tags on every member", Duration::from_secs(15), || async {
+                let shown = self.get(node, "/cluster").await?.json();
+                let members = shown["members"].as_array().cloned().unwrap_or_default();
+                let mine = members.iter().find(|member| member["name"] == name);
+                let mine = mine.and_then(|member| member.get("tags")).cloned();
+                let mine = mine.unwrap_or_else(|| json!({}));
+                if mine == *tags { Ok(()) } else { Err(shown.to_string()) }
+            })
+            .await;
+        }
+    }
+
     /// Waits, and fails with the tail of every log.
     pub async fn wait<T, F, Fut>(&self, what: &str, within: Duration, probe: F) -> T
     where

@@ -3,6 +3,7 @@
 use crate::network::Machine;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -127,11 +128,32 @@ pub fn belonging_to(dir: &Path) -> Vec<u32> {
         .collect()
 }
 
-/// Resident set of a process in kilobytes.
-pub fn resident_kb(pid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = text.lines().find(|l| l.starts_with("VmRSS:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
+/// What these processes occupy together, in kilobytes: each page of physical memory once, also where
+/// several of them share it, as an agent and its guard share their program. `None` where the kernel
+/// does not tell the pages' numbers (root is needed).
+pub fn resident_kb(pids: &[u32]) -> Option<u64> {
+    const PRESENT: u64 = 1 << 63;
+    const NUMBER: u64 = (1 << 55) - 1;
+    let page = rustix::param::page_size() as u64;
+    let mut pages = std::collections::HashSet::new();
+    for pid in pids {
+        let map = File::open(format!("/proc/{pid}/pagemap")).ok()?;
+        for line in std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?.lines() {
+            let range = line.split_whitespace().next()?.split_once('-')?;
+            let from = u64::from_str_radix(range.0, 16).ok()? / page;
+            let to = u64::from_str_radix(range.1, 16).ok()? / page;
+            let mut entries = vec![0; usize::try_from((to - from) * 8).ok()?];
+            // [vsyscall] lies outside what can be read, and is no memory of theirs.
+            let Ok(read) = map.read_at(&mut entries, from * 8) else { continue };
+            for entry in entries[..read].chunks_exact(8) {
+                let entry = u64::from_ne_bytes(entry.try_into().ok()?);
+                if entry & PRESENT != 0 && entry & NUMBER != 0 {
+                    pages.insert(entry & NUMBER);
+                }
+            }
+        }
+    }
+    (!pages.is_empty()).then_some(pages.len() as u64 * page / 1024)
 }
 
 /// CPU time a process has used so far, user and system, ended threads included, in seconds. To the

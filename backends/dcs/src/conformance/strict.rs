@@ -1,5 +1,5 @@
-//! A handle that checks what holds for every call of every test: the call returns by its deadline.
-//! (DCS-301)
+//! A handle that checks what holds for every call of every test: the call returns by its deadline,
+//! whatever the backend asks besides. (Proves HA-024, DCS-301)
 
 use crate::{
     Change, ClusterView, Dcs, DcsError, Deadline, Expect, Failover, Failsafe, Freshness, History,
@@ -45,6 +45,10 @@ impl Dcs for Strict {
 
     fn set_timing(&self, timing: Timing) {
         self.inner.set_timing(timing);
+    }
+
+    fn shortest_ttl(&self) -> u32 {
+        self.inner.shortest_ttl()
     }
 
     async fn load(&self, freshness: Freshness, by: Deadline) -> Result<ClusterView, DcsError> {

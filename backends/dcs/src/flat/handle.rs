@@ -46,6 +46,10 @@ impl<S: Flat> Dcs for Handle<S> {
         self.store.retime(timing);
     }
 
+    fn shortest_ttl(&self) -> u32 {
+        S::SHORTEST_TTL
+    }
+
     async fn load(&self, freshness: Freshness, by: Deadline) -> Result<ClusterView, DcsError> {
         match freshness {
             Freshness::Latest => {}

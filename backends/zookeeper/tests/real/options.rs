@@ -24,6 +24,7 @@ async fn both_sides_show_certificates() {
         cacert: Some(certs.ca.clone()),
         cert: Some(certs.cert.clone()),
         key: Some(certs.key.clone()),
+        key_password: None,
     };
     let with = |tls: Tls| ZooKeeperConfig { tls: Some(tls), ..config(&zookeeper) };
     let acls = vec![("CN=root".to_owned(), vec![Right::All])];
@@ -34,6 +35,19 @@ async fn both_sides_show_certificates() {
         Tls { cert: Some(certs.cert.with_file_name("leaf.pem")), key: None, ..right.clone() };
     let view = backend(with(inside), "b", TIMING).load(Freshness::Latest, soon()).await;
     assert_eq!(view.expect("the key is in the certificate's file").members.len(), 1);
+
+    let key_password = |password: &str| Some(password.to_owned());
+    let locked = Tls {
+        key: Some(certs.locked_key("dummy-key")),
+        key_password: key_password("dummy-key"),
+        ..right.clone()
+    };
+    let view = backend(with(locked.clone()), "b", TIMING).load(Freshness::Latest, soon()).await;
+    assert_eq!(view.expect("the key has a password").members.len(), 1);
+    let wrong = Tls { key_password: key_password("another"), ..locked };
+    let answer = backend(with(wrong), "b", TIMING).load(Freshness::Latest, short()).await;
+    let Err(DcsError::NotRetriable { why, .. }) = answer else { panic!("{answer:?}") };
+    assert!(why.contains("locked.key: the password does not open the key"), "{why}");
 
     let plain = ZooKeeperConfig { hosts: zookeeper.plain_hosts(), ..ZooKeeperConfig::default() };
     let stranger = backend(plain, "c", TIMING);
