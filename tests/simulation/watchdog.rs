@@ -202,8 +202,25 @@ impl World {
         }
     }
 
+    /// INV-26: nor that of a standby which has led nothing for long, whoever armed the device. (HA-179)
+    fn check_reset_of_a_standby(&mut self, node: usize) {
+        let long = 15 * SECOND;
+        let earlier = self.local_at(node, self.now_us.saturating_sub(long));
+        let server = &self.nodes[node].server;
+        let idle = server.ready() && server.recovering && !server.frozen && !server.promoting;
+        let led_nothing = self.nodes[node]
+            .agent
+            .as_ref()
+            .is_some_and(|agent| agent.lease.until(earlier).is_none() && agent.tasks.is_empty());
+        if idle && led_nothing && self.is_healthy(node, long) && !self.nodes[node].suspended {
+            let what = format!("the machine of {}, a standby, is reset", self.nodes[node].name);
+            self.violation("INV-26", what);
+        }
+    }
+
     /// INV-5: no machine of a healthy agent is reset.
     fn check_reset(&mut self, node: usize) {
+        self.check_reset_of_a_standby(node);
         let ttl = self.base.timing.ttl_ms() * MS;
         let well = self.is_healthy(node, ttl) && self.sees_store(node);
         let ill = self.store.slow_ms + self.store.lose_requests + self.store.lose_answers;
