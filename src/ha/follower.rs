@@ -72,7 +72,11 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
         return decided;
     }
     let Some(upstream) = place.upstream else {
-        return Decided::line(place.line);
+        return if turn.settings.nostream {
+            stop_streaming(turn, place.line).await
+        } else {
+            Decided::line(place.line)
+        };
     };
     let by = Deadline(turn.now().plus(2_000));
     match turn.ports.postgres.follow_change(Some(&upstream), by).await {
@@ -132,6 +136,26 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
             turn.because("HA-125", format!("following {} needs a restart", upstream.name));
             turn.memory.rewind.ask();
             let task = Task::Follow { upstream: Some(upstream), restart: true };
+            Decided::task("changing primary_conninfo and restarting", task)
+        }
+    }
+}
+
+/// `nostream` was set while it streamed: from here on an archive feeds it. (PG-211)
+async fn stop_streaming(turn: &mut Turn<'_>, line: String) -> Decided {
+    let by = Deadline(turn.now().plus(2_000));
+    match turn.ports.postgres.follow_change(None, by).await {
+        FollowChange::Nothing => Decided::line(line),
+        FollowChange::Reload => {
+            turn.because("HA-125", "nostream: following nobody");
+            match turn.ports.postgres.follow_by_reload(None, by).await {
+                Ok(()) => Decided::line(line),
+                Err(error) => Decided::line(format!("could not stop streaming: {error}")),
+            }
+        }
+        FollowChange::Restart => {
+            turn.because("HA-125", "nostream: following nobody needs a restart");
+            let task = Task::Follow { upstream: None, restart: true };
             Decided::task("changing primary_conninfo and restarting", task)
         }
     }

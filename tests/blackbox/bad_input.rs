@@ -88,6 +88,32 @@ async fn an_unknown_backend() {
     refused(&mut cluster, &["node.yml", "exhibitor", "kubernetes"]).await;
 }
 
+/// In no Pod and without a kubeconfig nobody knows where the API server is: one line says what was looked
+/// for, and the agent waits, for both may come.
+///
+/// Proves DCS-177 (outside of a Pod) and DCS-077.
+#[tokio::test(flavor = "multi_thread")]
+async fn kubernetes_is_nowhere() {
+    let section = json!({"labels": {"application": "patroni"}});
+    let mut cluster = node(json!({"raft": null, "kubernetes": section})).await;
+    cluster.start_agent(0);
+    let log = cluster.nodes[0].log();
+    let waits = || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let lines = text.lines().filter(|line| line.contains("waiting for the store (kubernetes)"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    cluster
+        .wait("it says what it waits for", Duration::from_secs(20), || async {
+            if waits().is_empty() { Err("nothing yet".to_owned()) } else { Ok(()) }
+        })
+        .await;
+    for word in ["KUBERNETES_SERVICE_HOST", "~/.kube/config", "cannot be read"] {
+        assert!(waits()[0].contains(word), "{word:?} is not named in: {}", waits()[0]);
+    }
+    assert!(cluster.agent_running(0), "it gave up\n{}", cluster.report());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_backend() {
     let mut cluster = node(json!({"raft": null})).await;

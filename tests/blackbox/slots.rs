@@ -33,7 +33,7 @@ async fn read(cluster: &Cluster, i: usize, rows: &mut BTreeSet<u32>) {
     let read = sql::query(cluster.nodes[i].pg(), changes).await;
     let read = read.unwrap_or_else(|why| panic!("{why}\n{}", cluster.report()));
     rows.extend(read.into_iter().flatten().flatten().map(|line| {
-        let number = line.rsplit(':').next().and_then(|text| text.trim().parse().ok());
+        let number = line.rsplit(':').next().and_then(|text| text.trim().parse::<u32>().ok());
         number.unwrap_or_else(|| panic!("{line}"))
     }));
 }

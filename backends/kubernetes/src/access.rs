@@ -109,10 +109,10 @@ mod tests {
             token_file: dir.path().join("token"),
             cacert: dir.path().join("ca.crt"),
         };
-        let why = resolve(&access).await.err().expect("nothing is there");
+        let why = resolve(&access).await.expect_err("nothing is there");
         assert!(why.contains("ca.crt"), "{why}");
         std::fs::write(dir.path().join("ca.crt"), "nothing").expect("written");
-        let why = resolve(&access).await.err().expect("no certificate");
+        let why = resolve(&access).await.expect_err("no certificate");
         assert!(why.contains("ca.crt: holds no certificate"), "{why}");
     }
 }

@@ -21,10 +21,12 @@ mod lock;
 mod objects;
 mod pod;
 mod records;
+mod rights;
 mod seen;
 mod servers;
 mod store;
 mod watcher;
 
 pub use config::{Access, KubernetesConfig, Port, RoleLabels};
+pub use rights::missing_rights;
 pub use store::{Kubernetes, open};

@@ -33,6 +33,8 @@ pub struct Shared {
     pub(crate) mark: String,
     /// Something was seen; the watch need not wait for its event.
     pub(crate) stirred: Notify,
+    /// The rights were asked for.
+    pub(crate) rights_known: AtomicBool,
     /// The headless Service was made, or cannot be. (DCS-152)
     pub(crate) service_done: AtomicBool,
 }
@@ -64,6 +66,7 @@ pub fn open(
         servers,
         timing: Mutex::new(timing),
         stirred: Notify::new(),
+        rights_known: AtomicBool::new(false),
         service_done: AtomicBool::new(!config.use_endpoints),
         config,
     }))

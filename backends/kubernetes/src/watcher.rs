@@ -9,6 +9,7 @@
 //! A watch that ended as it should (the server limits them) goes on where it was.
 
 use crate::objects::{Kind, Object, Sent, version};
+use crate::rights::missing;
 use crate::seen::{Keys, Side};
 use crate::store::Shared;
 use futures::StreamExt;
@@ -19,6 +20,7 @@ use kube::core::WatchEvent;
 use kube::core::params::WatchParams;
 use std::collections::BTreeSet;
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -75,6 +77,7 @@ impl Shared {
         let mut moved = self.servers.moved();
         let lists = self.list_all(Deadline::in_ms(SETUP_MS)).await;
         let (at_object, at_pod) = lists.map_err(|error| error.to_string())?;
+        self.look_at_rights().await;
         let (objects, pods) = tokio::try_join!(
             self.watch_one(self.objects(), at_object),
             self.watch_one(Kind::Pods, at_pod)
@@ -107,6 +110,25 @@ impl Shared {
             let now = self.seen.keys(ttl());
             changes(&said, &now).into_iter().for_each(|change| wake.say(change));
             said = now;
+        }
+    }
+
+    /// Once: one line for all that is missing.
+    async fn look_at_rights(&self) {
+        if self.rights_known.load(Ordering::Relaxed) {
+            return;
+        }
+        let by = Deadline::in_ms(SETUP_MS);
+        if let Ok(lacking) = missing(&self.servers, &self.config, by).await {
+            self.rights_known.store(true, Ordering::Relaxed);
+            if !lacking.is_empty() {
+                tracing::warn!(
+                    "the Role of this node in namespace {:?} does not allow: {}; add it, or it will \
+                     be missed when this node has to lead",
+                    self.config.namespace,
+                    lacking.join(", ")
+                );
+            }
         }
     }
 

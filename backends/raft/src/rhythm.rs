@@ -29,7 +29,9 @@ impl Alarm {
     pub(crate) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let fd = timerfd_create(TimerfdClockId::Boottime, flags)?;
-        Ok(Self { fd: AsyncFd::with_interest(fd, Interest::READABLE)?, set: None })
+        // SAFETY: the registration owns the descriptor for as long as it lives.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        Ok(Self { fd, set: None })
     }
 
     /// Returns once that moment has come. May be dropped; asked again for the same moment it costs

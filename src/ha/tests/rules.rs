@@ -2,7 +2,7 @@
 
 use super::stage::{Scene, control, down, member, standby, unreachable};
 use crate::ha::memory::{Rewind, Running};
-use crate::ha::ports::{ControlState, DataDir, Server, Standby};
+use crate::ha::ports::{ControlState, DataDir, FollowChange, Server, Standby};
 use crate::ha::settings::SynchronousMode;
 use crate::ha::task::{Demotion, Kind, Outcome, Task};
 use hathi_dcs::{DcsError, Expect, Failover, Lsn, Millis, Role, State, Stored, Timeline, Version};
@@ -504,4 +504,26 @@ fn a_timeline_that_another_one_began() {
     });
     scene.turn();
     assert_eq!(scene.memory.timeline_of, Some((Timeline(2), "b".into())), "who was seen first");
+}
+
+/// Proves HA-125 and PG-211 (`nostream` set while it streams): it stops streaming, by a reload where that
+/// is enough, and is left alone once it streams from nobody.
+#[test]
+fn nostream_ends_a_stream() {
+    for (change, does) in [
+        (FollowChange::Nothing, None),
+        (FollowChange::Reload, Some("follow nobody")),
+        (FollowChange::Restart, None),
+    ] {
+        let came = Scene::replica()
+            .set(|script| {
+                script.settings.nostream = true;
+                script.follow = change;
+            })
+            .turn();
+        let followed = came.done.iter().find(|done| done.starts_with("follow"));
+        assert_eq!(followed.map(String::as_str), does, "{change:?}: {came:?}");
+        let restarts = matches!(came.task, Some(Task::Follow { upstream: None, restart: true }));
+        assert_eq!(restarts, change == FollowChange::Restart, "{came:?}");
+    }
 }

@@ -104,7 +104,7 @@ fn the_leader_never_follows_a_member() {
     let came = leader().set(|script| script.settings.replicatefrom = Some("b".into())).turn();
     assert!(came.did("compare remote_member"), "{came:?}");
     let came = leader().set(|script| script.settings.nostream = true).turn();
-    assert!(!came.did("compare"), "fed by the archive alone: {came:?}");
+    assert!(!came.did("compare remote_member"), "fed by the archive alone: {came:?}");
 }
 
 /// Proves HA-111: the others follow the standby leader or the member they are tagged with; a leader

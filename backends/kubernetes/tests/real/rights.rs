@@ -7,7 +7,7 @@ use hathi_dcs::{
     Dcs, DcsError, Deadline, Expect, Failover, Failsafe, Freshness, History, MemberData, Status,
     Sync,
 };
-use hathi_kubernetes::{Kubernetes as Backend, KubernetesConfig};
+use hathi_kubernetes::{Kubernetes as Backend, KubernetesConfig, missing_rights};
 use hathi_test_support::kubernetes::{ADMIN, MEMBER};
 use hathi_test_support::{Kubernetes, KubernetesOptions};
 use serde_json::Map;
@@ -46,7 +46,7 @@ pub async fn everything(dcs: &Backend) {
     dcs.release_leader(None, soon()).await.expect(what);
 }
 
-/// Proves section 9.2: these rights are enough, and each of them is needed; the missing one is named.
+/// Proves DCS-309 (what is missing is said at start) and section 9.2: these rights are enough, and each of them is needed; the missing one is named.
 /// The Service (DCS-152) is not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_smallest_role_is_enough() {
@@ -65,6 +65,12 @@ async fn the_smallest_role_is_enough() {
         kubernetes
             .api("DELETE", "/api/v1/namespaces/default/pods/alpha?gracePeriodSeconds=0", None)
             .expect("a Pod goes");
+
+        let by = || Deadline::in_ms(5_000);
+        assert_eq!(missing_rights(config.clone(), by()).await, Ok(vec![]));
+        kubernetes.allow("default", &[(kind, "get list watch"), ("pods", "list watch")]);
+        let lacking = [format!("create {kind}"), format!("patch {kind}"), "patch pods".to_owned()];
+        assert_eq!(missing_rights(config.clone(), by()).await, Ok(lacking.to_vec()));
 
         // Who may not watch looks for himself.
         kubernetes.allow("default", &[(kind, "create get list patch"), ("pods", "list patch")]);

@@ -53,6 +53,6 @@ async fn a_record_is_a_hash_in_the_clusters_slot() {
         .expect("a healthy Redis");
     assert_eq!(revision, second.0, "one count for all records");
     let view = a.load(Freshness::Latest, soon()).await.expect("a healthy Redis");
-    assert_eq!(view.sync.map(|kept| (kept.value, kept.version)), Some((sync(2), second)));
+    assert_eq!(view.sync.clone().map(|kept| (kept.value, kept.version)), Some((sync(2), second)));
     assert_eq!((view.leader_name(), view.members.len()), (Some(&"a".into()), 1));
 }
