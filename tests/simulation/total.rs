@@ -18,9 +18,7 @@ const OPEN: &[(u64, &str)] = &[
     // reset after a store that was slow for a second.
     (6501, "HA-154"),
     (6295, "INV-5"),
-    // Standby clusters that are promoted and demoted in the middle of other faults. 2894: the model asked
-    // for what nobody could know after `/config` was emptied; mended, and not run since.
-    (2894, "INV-37"),
+    // Standby clusters that are promoted and demoted in the middle of other faults.
     (4556, "INV-17"),
     (7544, "INV-17"),
     (6160, "INV-33"),
@@ -39,8 +37,7 @@ const OPEN: &[(u64, &str)] = &[
     (3687, "INV-26"),
     (4725, "INV-13"),
     (4736, "INV-4"),
-    // Killed with its lease left, after the members were asked during a restart: mended in
-    // `silence::during_a_task`, and not run since.
+    // Killed in a second restart with its lease left, while the store and the disk are lost.
     (3259, "INV-31"),
     (6583, "INV-31"),
 ];
