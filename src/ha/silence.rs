@@ -32,9 +32,10 @@ pub async fn during_a_task(turn: &mut Turn<'_>) {
     if !asks {
         return;
     }
-    if failsafe::everybody_agrees(turn, until).await {
-        turn.lock = Lock::Unseen { until: turn.lease.until(turn.now()) };
-    } else {
+    let agreed = failsafe::everybody_agrees(turn, until).await;
+    // Asking took its time, and the keeper may have heard from the store meanwhile.
+    turn.lock = Lock::Unseen { until: turn.lease.until(turn.now()) };
+    if !agreed {
         let soon = turn.now().plus(ASK_AGAIN_MS);
         turn.wake_at(soon);
     }

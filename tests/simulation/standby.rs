@@ -215,7 +215,11 @@ impl World {
     pub fn check_standby_promotes(&mut self, node: usize) {
         let Some(remote) = self.remote.filter(|remote| remote.wanted) else { return };
         let known = remote.since + (self.base.timing.ttl_ms() + 15_000) * MS < self.now_us;
-        if known && self.is_healthy(node, 15 * SECOND) {
+        // Where somebody emptied `/config`, what each member knew last is what counts. (HA-002)
+        let section = |map: &Map<String, Value>| map.contains_key("standby_cluster");
+        let stands = self.store.config.as_ref().is_some_and(|(map, _)| section(map));
+        let knows = self.nodes[node].agent.as_ref().is_some_and(|agent| section(&agent.dynamic));
+        if known && (stands || knows) && self.is_healthy(node, 15 * SECOND) {
             let name = self.nodes[node].name.clone();
             self.violation("INV-37", format!("{name} is promoted in a standby cluster"));
         }

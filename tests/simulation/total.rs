@@ -13,7 +13,34 @@ const TWINS_PER_MILLE: u64 = 40;
 
 /// Faults that these seeds found and nobody has mended yet, each with the rule it breaks. None is silent:
 /// each run prints them, and they are the first work to be done here. A line goes with its fault.
-const OPEN: &[(u64, &str)] = &[];
+const OPEN: &[(u64, &str)] = &[
+    // A ttl of 3 s: a primary stops a moment before the last member would have agreed; its machine is
+    // reset after a store that was slow for a second.
+    (6501, "HA-154"),
+    (6295, "INV-5"),
+    // Standby clusters that are promoted and demoted in the middle of other faults.
+    (4556, "INV-17"),
+    (7544, "INV-17"),
+    (6160, "INV-33"),
+    (7170, "INV-35"),
+    (9233, "INV-13"),
+    (9856, "INV-24"),
+    // Beside members that behave like Patroni. 5799: an operator's candidate takes a key that the store
+    // took from a living primary without asking that one (HA-075); one of ours would have heard of it.
+    // The others: Patroni's members wait for each other.
+    (5799, "INV-2"),
+    (3668, "INV-33"),
+    (6751, "INV-33"),
+    (7005, "INV-33"),
+    (9670, "INV-33"),
+    // Leases that end early among other faults.
+    (3687, "INV-26"),
+    (4725, "INV-13"),
+    (4736, "INV-4"),
+    // Killed in a second restart with its lease left, while the store and the disk are lost.
+    (3259, "INV-31"),
+    (6583, "INV-31"),
+];
 
 /// Is it the known fault that this seed meets?
 pub fn is_open(seed: u64, rule: &str) -> bool {
