@@ -256,6 +256,9 @@ pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), 
                 let why = format!("my timeline {mine} is behind the cluster's {timeline}");
                 return Err(("HA-075", why));
             }
+            if !turn.settings.pause {
+                last_leader_is_no_primary(turn).await?;
+            }
             return nobody_goes_on(turn).await;
         }
         if let Some(bound) = bound(turn) {
@@ -301,6 +304,23 @@ pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), 
         return nobody_goes_on(turn).await;
     }
     compare(turn, Some(request)).await
+}
+
+/// A store can take the key from a primary that lives: whoever held it last is asked, also by the one
+/// that an operator chose. In pause the operator answers for it. (HA-075, INV-2)
+async fn last_leader_is_no_primary(turn: &mut Turn<'_>) -> Result<(), Why> {
+    let Some(view) = turn.memory.old_view.clone() else { return Ok(()) };
+    let last = view.leader_name().filter(|name| *name != turn.me());
+    let url = last.and_then(|name| {
+        let member = turn.view.member(name).or_else(|| view.member(name));
+        Some((name.clone(), member?.data.api_url.clone()?))
+    });
+    let by = Deadline(turn.now().plus(PROBE_MS));
+    let mut answers = turn.ports.peers.probe(url.into_iter().collect(), by);
+    while let Some((peer, probe)) = answers.next().await {
+        race::is_no_primary(&peer, &probe).map_err(|unfit| (unfit.rule(), unfit.to_string()))?;
+    }
+    Ok(())
 }
 
 /// The operator's word makes nobody safe from a promise that this agent may have given in its former

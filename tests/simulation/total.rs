@@ -25,10 +25,7 @@ const OPEN: &[(u64, &str)] = &[
     (7170, "INV-35"),
     (9233, "INV-13"),
     (9856, "INV-24"),
-    // Beside members that behave like Patroni. 5799: an operator's candidate takes a key that the store
-    // took from a living primary without asking that one (HA-075); one of ours would have heard of it.
-    // The others: Patroni's members wait for each other.
-    (5799, "INV-2"),
+    // Beside members that behave like Patroni: theirs wait for each other.
     (3668, "INV-33"),
     (6751, "INV-33"),
     (7005, "INV-33"),

@@ -589,6 +589,14 @@ fn a_primary_asks_before_it_takes_a_free_key() {
 fn the_race_after_an_operators_request() {
     let asked = |request| Scene::leaderless().set(|script| script.view.failover = Some(request));
     assert!(asked(asks(Some("b"), Some("a"))).turn().did("acquire"), "I am the candidate");
+    for request in [asks(Some("b"), Some("a")), asks(None, Some("a"))] {
+        let leads = PeerAnswer { in_recovery: false, ..replica_at(1) };
+        let alive = asked(request).set(|script| drop(script.probes.insert("b", leads))).turn();
+        assert!(
+            !alive.did("acquire") && alive.fired("HA-095"),
+            "the store alone let go: {alive:?}"
+        );
+    }
     let other = asked(asks(Some("b"), Some("c"))).turn();
     assert!(!other.did("acquire") && other.fired("HA-075"), "the candidate lives: {other:?}");
     let dead = asked(asks(Some("b"), Some("c"))).set(|script| {
