@@ -144,6 +144,10 @@ fn read(answer: &Answer) -> Result<Done, DcsError> {
         }
         409 => {
             for trouble in reply.errors.into_iter().flatten() {
+                // No word about the key: who may not ask learns nothing of it. (DCS-041)
+                if trouble.what.contains("Permission denied") {
+                    return Err(DcsError::Refused { store: "consul".into(), why: trouble.what });
+                }
                 tracing::trace!("consul refused a transaction: {}", trouble.what);
             }
             Ok(Done::Refused { repeated: answer.repeated })
@@ -179,6 +183,8 @@ mod tests {
         assert_eq!(read(&answer(409, refused)).unwrap(), Done::Refused { repeated: true });
         let gone = r#"{"Results":null,"Errors":[{"OpIndex":0,"What":"invalid session \"x\""}]}"#;
         assert_eq!(read(&answer(409, gone)).unwrap(), Done::SessionGone);
+        let denied = r#"{"Results":null,"Errors":[{"OpIndex":0,"What":"Permission denied"}]}"#;
+        assert!(matches!(read(&answer(409, denied)), Err(DcsError::Refused { .. })));
         assert!(read(&answer(200, "<html>")).is_err());
     }
 }

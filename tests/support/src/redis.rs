@@ -7,7 +7,7 @@ use crate::proxy::Proxy;
 use crate::servers::{Seat, Seats, StoreServers, seated};
 use crate::{osuser, wait};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -128,7 +128,9 @@ impl Redis {
         let ask = || {
             let mut stream = TcpStream::connect(("127.0.0.1", port))?;
             stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-            stream.write_all(format!("{}\r\nQUIT\r\n", commands.join("\r\n")).as_bytes())?;
+            stream.write_all(format!("{}\r\n", commands.join("\r\n")).as_bytes())?;
+            // Sentinel knows no QUIT; who has heard everything hangs up.
+            stream.shutdown(Shutdown::Write)?;
             let mut said = String::new();
             stream.read_to_string(&mut said)?;
             Ok::<_, std::io::Error>(said)
