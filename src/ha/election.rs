@@ -375,23 +375,24 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
     if broken(Breakage::RaceAsksNobody) {
         return Ok(());
     }
+    let leaving = request.and_then(|asked| asked.leader.as_ref());
     let mut members: BTreeMap<MemberName, String> = BTreeMap::new();
     for view in old_view.iter().chain(std::iter::once(&turn.view)) {
         for member in &view.members {
-            let excluded = request.is_some_and(|asked| asked.leader.as_ref() == Some(&member.name));
             let counts = bound.as_ref().is_none_or(|bound| bound.record.names(&member.name));
             if member.name != *turn.me()
-                && !excluded
-                && counts
+                && (counts || leaving == Some(&member.name))
                 && let Some(url) = &member.data.api_url
             {
                 members.insert(member.name.clone(), url.clone());
             }
         }
     }
-    // Whose position counts: not that of the leader who is to go, nor of those outside `/sync` (8.2),
+    // Whose position counts: not that of the leader who is to go (that it goes on is another matter: the
+    // store may have taken the key from it before it began to stop), nor of those outside `/sync` (8.2),
     // nor of those outside `/failsafe`: they may not win, and nobody waits for them. (HA-092)
-    let may_win = members.keys().filter(|name| !failsafe::is_outside(turn, name));
+    let may_win =
+        members.keys().filter(|name| !failsafe::is_outside(turn, name) && leaving != Some(*name));
     let compared: BTreeSet<MemberName> = may_win.cloned().collect();
     let of_the_map = failsafe::also_known(turn);
     for (name, url) in &of_the_map {
@@ -408,7 +409,9 @@ async fn compare(turn: &mut Turn<'_>, request: Option<&Failover>) -> Result<(), 
             race::is_no_primary(&peer, &probe).map_err(unfit)?;
         }
         // What it holds it says whether or not it may win. (HA-095 g)
-        if let (Some(bound), Some(count)) = (&bound, &mut count) {
+        if leaving != Some(&peer)
+            && let (Some(bound), Some(count)) = (&bound, &mut count)
+        {
             bound.add(count, &me, &peer, &probe);
         }
         if let Probe::Unreachable(why) = probe

@@ -589,7 +589,7 @@ fn a_primary_asks_before_it_takes_a_free_key() {
 fn the_race_after_an_operators_request() {
     let asked = |request| Scene::leaderless().set(|script| script.view.failover = Some(request));
     assert!(asked(asks(Some("b"), Some("a"))).turn().did("acquire"), "I am the candidate");
-    for request in [asks(Some("b"), Some("a")), asks(None, Some("a"))] {
+    for request in [asks(Some("b"), Some("a")), asks(None, Some("a")), asks(Some("b"), None)] {
         let leads = PeerAnswer { in_recovery: false, ..replica_at(1) };
         let alive = asked(request).set(|script| drop(script.probes.insert("b", leads))).turn();
         assert!(
