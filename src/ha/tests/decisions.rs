@@ -591,11 +591,11 @@ fn the_race_after_an_operators_request() {
     assert!(asked(asks(Some("b"), Some("a"))).turn().did("acquire"), "I am the candidate");
     for request in [asks(Some("b"), Some("a")), asks(None, Some("a")), asks(Some("b"), None)] {
         let leads = PeerAnswer { in_recovery: false, ..replica_at(1) };
-        let alive = asked(request).set(|script| drop(script.probes.insert("b", leads))).turn();
-        assert!(
-            !alive.did("acquire") && alive.fired("HA-095"),
-            "the store alone let go: {alive:?}"
-        );
+        let mut scene = asked(request).set(|script| {
+            script.probes.insert("b", leads);
+        });
+        let alive = scene.turn();
+        assert!(!alive.did("acquire") && alive.fired("HA-095"), "the store let go: {alive:?}");
     }
     let other = asked(asks(Some("b"), Some("c"))).turn();
     assert!(!other.did("acquire") && other.fired("HA-075"), "the candidate lives: {other:?}");
