@@ -178,6 +178,12 @@ impl World {
         if self.holds_record(&record, node) || self.in_hands(node) {
             return;
         }
+        // Without a guard nobody stops a primary whose agent is frozen or gone, and an operator may have
+        // another lead meanwhile, whatever /sync says.
+        let alone = self.nodes[node].agent.as_ref().is_none_or(|agent| agent.frozen);
+        if alone && self.watched.fence_broken && !self.watchdogs.fences() {
+            return;
+        }
         let what = format!(
             "{} confirms a commit under '{}' while /sync is {}",
             self.nodes[node].name,
