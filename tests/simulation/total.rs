@@ -17,15 +17,16 @@ const OPEN: &[(u64, &str)] = &[
     // A ttl of 3 s: a primary stops a moment before the last member would have agreed; its machine is
     // reset after a store that was slow for a second.
     (6501, "HA-154"),
-    (6295, "INV-5"),
     // Standby clusters that are promoted and demoted in the middle of other faults.
     (4556, "INV-17"),
     (7544, "INV-17"),
-    (6160, "INV-33"),
-    (7170, "INV-35"),
     (9233, "INV-13"),
     (9856, "INV-24"),
-    // Beside members that behave like Patroni: theirs wait for each other.
+    // Who alone has the newest timeline lacks the votes of a quorum, and the others do not pass it by.
+    (9046, "INV-33"),
+    // Beside members that behave like Patroni: theirs wait for each other, or for a timeline of `/history`
+    // that nobody has.
+    (2615, "INV-33"),
     (3668, "INV-33"),
     (6751, "INV-33"),
     (7005, "INV-33"),
