@@ -129,8 +129,8 @@ impl ZooKeeper {
     }
 
     /// What the server says of itself.
-    fn mode(port: u16) -> Result<String, String> {
-        let said = four_letters(port, b"srvr")?;
+    async fn mode(port: u16) -> Result<String, String> {
+        let said = apart(move || four_letters(port, b"srvr")).await?;
         let mode = said.lines().find_map(|line| line.strip_prefix("Mode: "));
         mode.map(str::to_owned).ok_or(said)
     }
@@ -139,11 +139,12 @@ impl ZooKeeper {
     ///
     /// # Errors
     /// No server does it.
-    pub fn end_session(&self, id: i64) -> Result<(), String> {
+    pub async fn end_session(&self, id: i64) -> Result<(), String> {
         let (_, m) = self.running().next().ok_or("no server runs")?;
+        let port = m.client;
         // Its owner comes back at once, and may take it from us before it is closed.
-        let ended = (0..50).any(|_| close_session(m.client, id).is_ok_and(|unknown| unknown));
-        if ended { Ok(()) } else { Err(format!("session {id:#x} goes on")) }
+        let closed = move || (0..50).any(|_| close_session(port, id).is_ok_and(|unknown| unknown));
+        if apart(closed).await { Ok(()) } else { Err(format!("session {id:#x} goes on")) }
     }
 
     pub fn dir(&self) -> &Path {
@@ -189,7 +190,7 @@ impl StoreServers for ZooKeeper {
     async fn ready(&self) {
         for (i, m) in self.running() {
             let serves = wait::until("zookeeper serves", Duration::from_secs(60), || async {
-                Self::mode(m.client).map(drop)
+                Self::mode(m.client).await.map(drop)
             });
             if let Err(e) = serves.await {
                 panic!("{e}\n{}", tail(&self.dir.path().join(format!("z{i}.log")), 20));
@@ -198,9 +199,18 @@ impl StoreServers for ZooKeeper {
     }
 
     async fn leader(&self) -> Option<usize> {
-        let leads = |(_, m): &(usize, &Member)| Self::mode(m.client).is_ok_and(|m| m == "leader");
-        self.running().find(leads).map(|(i, _)| i)
+        for (i, m) in self.running() {
+            if Self::mode(m.client).await.is_ok_and(|mode| mode == "leader") {
+                return Some(i);
+            }
+        }
+        None
     }
+}
+
+/// A server that starts or stands still lets us wait for seconds; the other tests must not wait as well.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("no panic")
 }
 
 fn connect(port: u16) -> std::io::Result<TcpStream> {

@@ -150,7 +150,7 @@ impl Store for ZooKeeperStore {
                     }
                 };
                 let servers = self.patient.servers.lock().await;
-                servers.end_session(owner).expect("a healthy ZooKeeper");
+                servers.end_session(owner).await.expect("a healthy ZooKeeper");
             }
             Fault::Forbid => self.belongs_to(AuthId::authed()).await,
             Fault::Permit => self.belongs_to(AuthId::anyone()).await,
