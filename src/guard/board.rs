@@ -6,14 +6,18 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// "hathi" and the version of the layout.
 const MAGIC: u64 = 0x6861_7468_6900_0001;
 const SIZE: usize = 4096;
+/// Whose lock; the ends of the names of two files beside the board.
+const AGENT: &str = "agent";
+const GUARD: &str = "guard";
 
 /// Why the board cannot be used; one line for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +41,6 @@ struct Fields {
     agent_start: AtomicU64,
     guard_pid: AtomicU64,
     guard_start: AtomicU64,
-    /// Boottime milliseconds when the guard last had to act; 0: never.
-    fenced_at: AtomicU64,
 }
 
 /// The mapped page. Clones are not needed: each process maps it once.
@@ -46,7 +48,7 @@ struct Fields {
 pub struct Board {
     page: NonNull<Fields>,
     path: PathBuf,
-    data_dir: PathBuf,
+    inode: u64,
 }
 
 // SAFETY: the page is only ever touched through atomics, and lives as long as the board.
@@ -88,11 +90,11 @@ fn resolved(path: &Path) -> PathBuf {
 impl Board {
     /// Opens or creates the board of a data directory.
     pub fn open(data_dir: &Path) -> Result<Self, BoardError> {
-        Self::at(path_for(data_dir), data_dir)
+        Self::at(path_for(data_dir))
     }
 
     /// Opens the board at `path`.
-    pub fn at(path: PathBuf, data_dir: &Path) -> Result<Self, BoardError> {
+    pub fn at(path: PathBuf) -> Result<Self, BoardError> {
         let failed = |why| BoardError::File { path: path.clone(), why };
         let file = private(&path).map_err(failed)?;
         file.set_len(SIZE as u64).map_err(failed)?;
@@ -109,17 +111,14 @@ impl Board {
         }
         .map_err(|why| failed(why.into()))?;
         let page = NonNull::new(page.cast()).ok_or_else(|| failed(io::ErrorKind::Other.into()))?;
-        let board = Self { page, path: path.clone(), data_dir: data_dir.to_path_buf() };
+        let inode = file.metadata().map_err(failed)?.ino();
+        let board = Self { page, path: path.clone(), inode };
         let fields = board.fields();
         if fields.magic.load(Ordering::SeqCst) != MAGIC {
             // New, or of a version whose guard is gone with it: start from nothing.
-            for field in [
-                &fields.deadline,
-                &fields.postmaster_pid,
-                &fields.agent_pid,
-                &fields.guard_pid,
-                &fields.fenced_at,
-            ] {
+            for field in
+                [&fields.deadline, &fields.postmaster_pid, &fields.agent_pid, &fields.guard_pid]
+            {
                 field.store(0, Ordering::SeqCst);
             }
             fields.magic.store(MAGIC, Ordering::SeqCst);
@@ -143,15 +142,6 @@ impl Board {
 
     pub fn set_deadline(&self, at: Option<Millis>) {
         self.fields().deadline.store(at.map_or(0, |at| at.0), Ordering::SeqCst);
-    }
-
-    pub fn fenced_at(&self) -> Option<Millis> {
-        let at = self.fields().fenced_at.load(Ordering::SeqCst);
-        (at != 0).then_some(Millis(at))
-    }
-
-    pub fn set_fenced(&self, at: Millis) {
-        self.fields().fenced_at.store(at.0, Ordering::SeqCst);
     }
 
     pub fn postmaster(&self) -> Option<ProcessId> {
@@ -178,26 +168,69 @@ impl Board {
         write(&self.fields().guard_pid, &self.fields().guard_start, process);
     }
 
-    /// One agent a data directory. The lock is held as long as the file is.
-    pub fn lock_agent(&self) -> Result<File, BoardError> {
-        self.lock("agent")?.ok_or_else(|| BoardError::InUse { data_dir: self.data_dir.clone() })
+    /// The board of a data directory, and the agent's lock on it: one agent a data directory. The lock is
+    /// held as long as the file is.
+    ///
+    /// # Errors
+    /// Another agent has it, or the shared memory cannot be used.
+    pub fn open_as_agent(data_dir: &Path) -> Result<(Self, File), BoardError> {
+        // A guard that goes removes both, and holds the lock for that moment.
+        let mut tries = 10;
+        loop {
+            let board = Self::open(data_dir)?;
+            match board.lock(AGENT)? {
+                Some(only) if board.is_current() => return Ok((board, only)),
+                Some(_) | None if tries > 0 => {
+                    tries -= 1;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Some(_) | None => {
+                    return Err(BoardError::InUse { data_dir: data_dir.to_path_buf() });
+                }
+            }
+        }
+    }
+
+    /// Is this still the page that others find by the path?
+    fn is_current(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode)
+    }
+
+    /// The guard goes and no agent is here: nothing is left behind.
+    pub fn remove_if_unused(&self) {
+        // Held until the files are gone, so that no agent comes in between.
+        let Ok(Some(_nobody)) = self.lock(AGENT) else { return };
+        for name in [self.path.clone(), self.lock_path(AGENT), self.lock_path(GUARD)] {
+            let _ = std::fs::remove_file(name);
+        }
     }
 
     /// One guard a data directory. `None`: there is one.
     pub fn lock_guard(&self) -> Result<Option<File>, BoardError> {
-        self.lock("guard")
+        self.lock(GUARD)
+    }
+
+    fn lock_path(&self, whose: &str) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push(format!(".{whose}"));
+        PathBuf::from(path)
     }
 
     fn lock(&self, whose: &str) -> Result<Option<File>, BoardError> {
-        let mut path = self.path.clone().into_os_string();
-        path.push(format!(".{whose}"));
-        let path = PathBuf::from(path);
+        let path = self.lock_path(whose);
         let failed = |why| BoardError::File { path: path.clone(), why };
-        let file = private(&path).map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(why) => Err(failed(why.into())),
+        loop {
+            let file = private(&path).map_err(failed)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(why) => return Err(failed(why.into())),
+            }
+            // It may have been removed between the two: then nobody else would find this lock.
+            let own = file.metadata().map_err(failed)?.ino();
+            if std::fs::metadata(&path).is_ok_and(|found| found.ino() == own) {
+                return Ok(Some(file));
+            }
         }
     }
 }
@@ -239,11 +272,11 @@ mod tests {
     fn a_board_is_found_again_by_its_data_directory() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("board");
-        let first = Board::at(path.clone(), dir.path()).unwrap();
+        let first = Board::at(path.clone()).unwrap();
         let process = ProcessId { pid: 4711, start_time: 99 };
         first.set_deadline(Some(Millis(5)));
         first.set_postmaster(Some(process));
-        let second = Board::at(path, dir.path()).unwrap();
+        let second = Board::at(path).unwrap();
         assert_eq!(second.deadline(), Some(Millis(5)));
         assert_eq!(second.postmaster(), Some(process));
         second.set_deadline(None);
@@ -254,11 +287,22 @@ mod tests {
     #[test]
     fn one_agent_a_data_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let board = Board::at(dir.path().join("board"), dir.path()).unwrap();
-        let held = board.lock_agent().unwrap();
-        assert!(matches!(board.lock_agent(), Err(BoardError::InUse { .. })));
+        let held = Board::open_as_agent(dir.path()).unwrap();
+        assert!(matches!(Board::open_as_agent(dir.path()), Err(BoardError::InUse { .. })));
         drop(held);
-        assert!(board.lock_agent().is_ok());
+        let (board, again) = Board::open_as_agent(dir.path()).unwrap();
+        board.remove_if_unused();
+        assert!(board.is_current(), "an agent is here");
+        drop(again);
+        board.remove_if_unused();
+        for name in [board.path().to_path_buf(), board.lock_path(AGENT), board.lock_path(GUARD)] {
+            assert!(!name.exists(), "{}", name.display());
+        }
+        let (new, _only) = Board::open_as_agent(dir.path()).unwrap();
+        assert!(new.is_current() && !board.is_current());
+        for name in [new.path().to_path_buf(), new.lock_path(AGENT)] {
+            std::fs::remove_file(name).unwrap();
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The agent's side: keeps a guard alive, and tells it until when PostgreSQL may write.
 
+use crate::guard::bell;
 use crate::guard::board::{Board, BoardError};
 use crate::ha::ports::Fence;
 use crate::postgres::ProcessId;
@@ -7,10 +8,10 @@ use crate::postgres::process::Postmaster;
 use hathi_dcs::{Millis, boottime};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 /// How long a new guard may take to say that it watches.
@@ -45,10 +46,13 @@ impl Fence for NoGuard {
 #[derive(Debug)]
 pub struct GuardClient {
     board: Board,
+    program: PathBuf,
     /// Held for the life of the agent: there is no second one.
     _only: File,
     /// The guard died and no new one watches yet.
     missing: AtomicBool,
+    /// Whom to ring for.
+    watching: Mutex<Option<Postmaster>>,
 }
 
 impl GuardClient {
@@ -58,10 +62,24 @@ impl GuardClient {
     /// Another agent has this data directory, the shared memory cannot be used, or no process can
     /// be started.
     pub fn start(data_dir: &Path) -> Result<Arc<Self>, GuardError> {
-        let board = Board::open(data_dir)?;
-        let only = board.lock_agent()?;
+        // The kernel finds this very program even when its file was replaced.
+        Self::start_program(Path::new("/proc/self/exe"), data_dir)
+    }
+
+    /// [`Self::start`] with the guard of another program, for who is not `hathi` itself.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_program(program: &Path, data_dir: &Path) -> Result<Arc<Self>, GuardError> {
+        let (board, only) = Board::open_as_agent(data_dir)?;
         board.set_agent(ProcessId::of(std::process::id().cast_signed()));
-        let client = Arc::new(Self { board, _only: only, missing: AtomicBool::new(true) });
+        let client = Arc::new(Self {
+            board,
+            program: program.to_path_buf(),
+            _only: only,
+            missing: AtomicBool::new(true),
+            watching: Mutex::new(None),
+        });
         let first = client.attach_or_spawn().map_err(GuardError::Start)?;
         let weak = Arc::downgrade(&client);
         std::thread::Builder::new()
@@ -75,20 +93,30 @@ impl GuardClient {
     /// The postmaster to stop; told right after it was started or found, and when it is gone.
     pub fn postmaster(&self, process: Option<ProcessId>) {
         self.board.set_postmaster(process);
+        self.ring();
     }
 
-    /// When the guard last had to act, if ever.
-    pub fn fenced_at(&self) -> Option<Millis> {
-        self.board.fenced_at()
+    /// What was written is of use only when the guard has seen it.
+    fn ring(&self) {
+        let watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(guard) = &*watching {
+            bell::ring(guard);
+        }
+    }
+
+    /// From now on this one is rung for; and once at once, for what was written before.
+    fn attach(&self, guard: Option<Postmaster>) {
+        *self.watching.lock().unwrap_or_else(PoisonError::into_inner) = guard;
+        self.missing.store(false, Ordering::SeqCst);
+        self.ring();
     }
 
     fn attach_or_spawn(&self) -> Result<Watched, String> {
         if let Some(guard) = self.board.guard().and_then(Postmaster::hold) {
-            self.missing.store(false, Ordering::SeqCst);
+            self.attach(Some(guard.clone()));
             return Ok(Watched::Found(guard));
         }
-        // The kernel finds this very program even when its file was replaced.
-        let mut child = Command::new("/proc/self/exe")
+        let mut child = Command::new(&self.program)
             .arg("guard")
             .arg(self.board.path())
             .stdin(Stdio::null())
@@ -108,7 +136,7 @@ impl GuardClient {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        self.missing.store(false, Ordering::SeqCst);
+        self.attach(self.board.guard().and_then(Postmaster::hold));
         Ok(Watched::Ours(child))
     }
 }
@@ -155,7 +183,12 @@ fn wait_for_end(watched: &mut Watched) {
 
 impl Fence for GuardClient {
     fn protect_until(&self, until: Millis) {
+        let before = self.board.deadline();
         self.board.set_deadline(Some(until));
+        // A later one is seen when the earlier one comes.
+        if before.is_none_or(|before| until < before) {
+            self.ring();
+        }
     }
 
     fn stand_down(&self) {

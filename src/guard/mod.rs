@@ -10,6 +10,7 @@
 //! board by the data directory's path and goes on where the last one stopped. Never in here: the
 //! store, a decision about leadership.
 
+mod bell;
 mod board;
 mod client;
 mod memory;

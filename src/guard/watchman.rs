@@ -1,10 +1,11 @@
 //! The guard process itself: waits for the deadline, and then makes sure.
 
+use crate::guard::bell::Bell;
 use crate::guard::board::Board;
 use crate::guard::memory;
 use crate::postgres::ProcessId;
 use crate::postgres::process::{Postmaster, stat};
-use hathi_dcs::{Millis, boottime};
+use hathi_dcs::boottime;
 use nix::sys::signal::{SigHandler, signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
@@ -12,9 +13,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// The longest sleep: how soon a newly armed deadline is seen, and how long after a suspend the
-/// clock is looked at again. Wakes this rare cost a few milliseconds of CPU an hour.
-const LOOK_MS: u64 = 1_000;
+/// The longest sleep. Whatever the agent writes it rings for; this is for an agent that died between
+/// the two, before which nothing was done that the guard would have to know of.
+const LOOK_MS: u64 = 10_000;
 /// Between SIGQUIT and SIGKILL. The agent's deadline leaves twice this at the shortest ttl.
 const GRACE_MS: u64 = 300;
 /// How long a guard without a living agent stays before it was ever attached to one.
@@ -37,14 +38,21 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn watch(path: PathBuf) -> Result<(), String> {
     stand_apart();
-    let board = Board::at(path.clone(), &path).map_err(|error| error.to_string())?;
+    let board = Board::at(path).map_err(|error| error.to_string())?;
     let Some(_only) = board.lock_guard().map_err(|error| error.to_string())? else {
         return Ok(());
     };
     let me = ProcessId::of(std::process::id().cast_signed()).ok_or("no /proc")?;
+    let (mut bell, told) = Bell::new();
+    if let Err(why) = told {
+        eprintln!("hathi guard: {why}");
+    }
     // Touches the pages of the path that must not wait for a disk later.
     let _ = children_of(me);
-    sleep(1, None);
+    if let Some(me) = Postmaster::hold(me) {
+        moment(1, &me);
+    }
+    bell.sleep(boottime().plus(1), &[]);
     if let Err(why) = memory::stay() {
         eprintln!("hathi guard: {why}");
     }
@@ -62,23 +70,28 @@ fn watch(path: PathBuf) -> Result<(), String> {
             && postmaster.is_alive()
             && board.deadline() == Some(deadline)
         {
-            fence(&board, postmaster);
+            fence(postmaster);
             continue;
         }
         let armed = deadline.is_some() && postmaster.as_ref().is_some_and(Postmaster::is_alive);
         let attached = agent.as_ref().is_some_and(Postmaster::is_alive);
         if !attached && !armed && (agent.is_some() || now.since(started) > ALONE_MS) {
             board.set_guard(None);
+            board.remove_if_unused();
             return Ok(());
         }
-        let until = deadline.filter(|_| armed).map_or(LOOK_MS, |at| at.since(now).min(LOOK_MS));
-        sleep(until.max(1), agent.as_ref().filter(|_| attached));
+        let look = now.plus(LOOK_MS);
+        let until = deadline.filter(|_| armed).map_or(look, |at| at.min(look));
+        let watched = [agent.as_ref().filter(|_| attached), postmaster.as_ref().filter(|_| armed)];
+        bell.sleep(until.max(now.plus(1)), &watched);
     }
 }
 
 /// Takes no part in the agent's end: not its session, not its signals; and is the last to be
 /// starved. All of it as far as this user may.
 fn stand_apart() {
+    // Started by way of /proc/self/exe, it would be called "exe".
+    let _ = rustix::thread::set_name(c"hathi-guard");
     let _ = rustix::process::setsid();
     for ignored in [
         nix::sys::signal::Signal::SIGTERM,
@@ -106,13 +119,11 @@ fn hold(held: &mut Option<Postmaster>, named: Option<ProcessId>) {
     }
 }
 
-/// Sleeps, or until the agent ends.
-fn sleep(ms: u64, agent: Option<&Postmaster>) {
-    let timeout = Timespec {
-        tv_sec: i64::try_from(ms / 1000).unwrap_or(1),
-        tv_nsec: i64::try_from(ms % 1000).unwrap_or(0) * 1_000_000,
-    };
-    let pidfd = agent.and_then(Postmaster::pidfd);
+/// Waits a moment, or until the process ends.
+fn moment(ms: u64, process: &Postmaster) {
+    let timeout =
+        Timespec { tv_sec: 0, tv_nsec: i64::try_from(ms).unwrap_or(1).min(999) * 1_000_000 };
+    let pidfd = process.pidfd();
     let mut watched: Vec<PollFd<'_>> =
         pidfd.iter().map(|fd| PollFd::new(fd.as_ref(), PollFlags::IN)).collect();
     let _ = poll(&mut watched, Some(&timeout));
@@ -120,7 +131,7 @@ fn sleep(ms: u64, agent: Option<&Postmaster>) {
 
 /// The lease ends: nothing may be written any more. Everything of this postmaster is gone when this
 /// returns, or the kernel cannot kill it.
-fn fence(board: &Board, postmaster: &Postmaster) {
+fn fence(postmaster: &Postmaster) {
     let began = boottime();
     eprintln!(
         "hathi guard: the lease ends and the agent did not prolong it; stopping PostgreSQL (pid {})",
@@ -129,7 +140,7 @@ fn fence(board: &Board, postmaster: &Postmaster) {
     let mut tree = children_of(postmaster.id);
     let _ = postmaster.signal(Signal::QUIT);
     while postmaster.is_alive() && boottime().since(began) < GRACE_MS {
-        sleep(5, Some(postmaster));
+        moment(5, postmaster);
     }
     if postmaster.is_alive() {
         // Stopped, so that it cannot start another child while its children are listed.
@@ -141,13 +152,10 @@ fn fence(board: &Board, postmaster: &Postmaster) {
         let _ = child.signal(Signal::KILL);
     }
     while postmaster.is_alive() && boottime().since(began) < 10 * GRACE_MS {
-        sleep(5, Some(postmaster));
+        moment(5, postmaster);
     }
-    board.set_fenced(boottime());
     if !postmaster.is_alive() {
         eprintln!("hathi guard: PostgreSQL is down after {} ms", boottime().since(began));
-        // An agent that wakes up now must not believe the old deadline protects anything.
-        let _: Option<Millis> = board.deadline();
     }
 }
 
