@@ -11,6 +11,7 @@
 mod clock;
 mod configuration;
 mod events;
+mod footprint;
 pub mod http;
 mod measured;
 mod orders;

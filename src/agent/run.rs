@@ -7,7 +7,7 @@ use crate::agent::measured::Measured;
 use crate::agent::orders::{self, Hands};
 use crate::agent::peers::{ClientSettings, HttpClient, HttpPeers};
 use crate::agent::publisher::Publisher;
-use crate::agent::{store, welcome};
+use crate::agent::{footprint, store, welcome};
 use crate::api::{self, Snapshot};
 use crate::config::{self, GuardMode, Local};
 use crate::guard::{GuardClient, NoGuard};
@@ -19,6 +19,7 @@ use crate::watchdog::{LinuxDriver, Watchdog};
 use hathi_dcs::{Deadline, Scope, Timing};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
@@ -41,6 +42,9 @@ pub enum AgentError {
     #[error("{0}")]
     Fatal(String),
 }
+
+/// After this time what only the start needed is not needed any more.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// Runs the agent until it is told to stop. `source`: where the configuration came from, for a
 /// reload.
@@ -133,6 +137,11 @@ pub async fn run(
     let keeper = keeper(ports.clone(), lease.clone(), events.clone())?;
     let watching = tokio::spawn(watch_store(dcs.clone(), events.clone()));
     let signalled = tokio::spawn(signals.serve(events.clone(), in_use));
+    let slimming = tokio::spawn(async {
+        tokio::time::sleep(SETTLED).await;
+        let bytes = footprint::give_back_program_text();
+        tracing::debug!("{bytes} bytes of program text are only read again when they are needed");
+    });
     notify(sd_notify::NotifyState::Ready);
     tracing::info!("{} of cluster {} begins", local.name, local.scope.scope());
 
@@ -144,7 +153,7 @@ pub async fn run(
     let _ = end_api.send(());
     // The API ends within its own grace; it never holds up anything before this line.
     let _ = serving.await;
-    for task in [watching, signalled, ordering] {
+    for task in [watching, signalled, ordering, slimming] {
         task.abort();
     }
     let _ = tokio::task::spawn_blocking(move || keeper.join()).await;

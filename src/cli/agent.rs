@@ -29,5 +29,8 @@ pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
         .build()
         .context("the runtime cannot be started")?;
     let source = (path.map(Path::to_path_buf), environment);
-    runtime.block_on(crate::agent::run(local, source)).map_err(Into::into)
+    // On a worker, not on this thread: otherwise each answer that the loop waits for wakes two threads,
+    // the one that reads it and this one.
+    let agent = runtime.spawn(crate::agent::run(local, source));
+    runtime.block_on(agent).context("the agent")?.map_err(Into::into)
 }
