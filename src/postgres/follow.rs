@@ -6,10 +6,15 @@ use crate::postgres::callbacks::Action;
 use crate::postgres::configuration::{Recovery, recovery_parameters, written_recovery};
 use crate::postgres::conninfo::{Address, Conninfo, passfile};
 use crate::postgres::disk::major_version;
+use crate::postgres::monitor::Row;
 use crate::postgres::room::{LocalPostgres, on_disk};
 use crate::postgres::settings::Settings;
 use hathi_dcs::Deadline;
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How old an answer may be to be of this turn.
+const OF_THIS_TURN: Duration = Duration::from_secs(1);
 
 impl LocalPostgres {
     /// Compares what the server was told with what it should be told. The answer comes from the last
@@ -23,47 +28,51 @@ impl LocalPostgres {
         if self.postmaster().is_none() {
             return FollowChange::Restart;
         }
-        let data_dir = settings.data_dir.clone();
-        let signal = on_disk(move || data_dir.join("standby.signal").exists()).await;
-        if signal == Some(false) {
+        let files = Files::read(&settings).await;
+        if files.as_ref().is_some_and(|files| !files.signal) {
             return FollowChange::Restart; // PG-218
         }
-        let wanted = wanted(&settings, upstream);
-        let current = match self.monitor(by).await {
-            Ok(row) => {
-                let is_standby = matches!(row.server, Server::Standby(_));
-                let mut current = BTreeMap::new();
-                current.insert("primary_conninfo".to_owned(), row.primary_conninfo.clone());
-                current.insert("primary_slot_name".to_owned(), row.primary_slot_name.clone());
-                current.insert("restore_command".to_owned(), row.restore_command.clone());
-                self.answered(&row);
-                if !is_standby {
+        let recovery = Recovery::Standby(upstream.cloned());
+        let major = files.as_ref().map_or(0, |files| files.major);
+        let wanted = recovery_parameters(&settings, &recovery, major);
+        let current = match self.row_of_this_turn(by).await {
+            Some(row) => {
+                if !matches!(row.server, Server::Standby(_)) {
                     return FollowChange::Restart;
                 }
-                current
+                BTreeMap::from([
+                    ("primary_conninfo".to_owned(), row.primary_conninfo),
+                    ("primary_slot_name".to_owned(), row.primary_slot_name),
+                    ("restore_command".to_owned(), row.restore_command),
+                ])
             }
-            Err(_) => {
+            None => {
                 let file = settings.config_file();
                 let text = on_disk(move || std::fs::read_to_string(file)).await;
                 written_recovery(&text.and_then(Result::ok).unwrap_or_default())
             }
         };
         let change = difference(&settings, &current, &wanted);
-        if change == FollowChange::Nothing && !self.passfile_is_right(&settings, upstream).await {
+        let found = files.and_then(|files| files.passfile);
+        if change == FollowChange::Nothing
+            && !passfile_is_right(&settings, upstream, found.as_deref())
+        {
             return FollowChange::Reload;
         }
         change
     }
 
-    /// PG-219: its lines must be ours.
-    async fn passfile_is_right(&self, settings: &Settings, upstream: Option<&Upstream>) -> bool {
-        let address = upstream.and_then(|upstream| Address::from_url(&upstream.conn_url));
-        let Some(text) = address.and_then(|at| passfile(&at, &settings.replication)) else {
-            return true;
-        };
-        let path = settings.pgpass.clone();
-        let found = on_disk(move || std::fs::read_to_string(path)).await;
-        found.and_then(Result::ok).is_some_and(|found| found == text)
+    /// The turn began with a look at the server: it is not asked again what it just said.
+    async fn row_of_this_turn(&self, by: Deadline) -> Option<Row> {
+        let facts = self.facts();
+        if let Some(row) = facts.row
+            && facts.row_at.is_some_and(|at| at.elapsed() < OF_THIS_TURN)
+        {
+            return Some(row);
+        }
+        let row = self.monitor(by).await.ok()?;
+        self.answered(&row);
+        Some(row)
     }
 
     pub(super) async fn reload_to_follow(
@@ -84,6 +93,7 @@ impl LocalPostgres {
         }
         self.write_configuration(&recovery, None).await?;
         self.set_recovery(Some(recovery));
+        self.with_facts(|facts| facts.row_at = None);
         if self.role_changed() {
             self.signal_reload().await?;
             self.fire(Action::RoleChange); // PG-067
@@ -94,9 +104,34 @@ impl LocalPostgres {
     }
 }
 
-fn wanted(settings: &Settings, upstream: Option<&Upstream>) -> BTreeMap<String, String> {
-    let major = major_version(&settings.data_dir);
-    recovery_parameters(settings, &Recovery::Standby(upstream.cloned()), major)
+/// PG-219: its lines must be ours.
+fn passfile_is_right(
+    settings: &Settings,
+    upstream: Option<&Upstream>,
+    found: Option<&str>,
+) -> bool {
+    let address = upstream.and_then(|upstream| Address::from_url(&upstream.conn_url));
+    let wanted = address.and_then(|at| passfile(&at, &settings.replication));
+    wanted.is_none_or(|wanted| found == Some(wanted.as_str()))
+}
+
+/// What the comparison needs of the disk, read in one go: each visit there costs two changes of thread.
+struct Files {
+    signal: bool,
+    major: u32,
+    passfile: Option<String>,
+}
+
+impl Files {
+    async fn read(settings: &Settings) -> Option<Self> {
+        let (data_dir, pgpass) = (settings.data_dir.clone(), settings.pgpass.clone());
+        on_disk(move || Self {
+            signal: data_dir.join("standby.signal").exists(),
+            major: major_version(&data_dir),
+            passfile: std::fs::read_to_string(pgpass).ok(),
+        })
+        .await
+    }
 }
 
 /// What changing `current` into `wanted` needs. (PG-220, PG-221)

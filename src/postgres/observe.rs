@@ -11,6 +11,7 @@ use futures::future::{BoxFuture, Shared};
 use hathi_dcs::{Deadline, Role, State};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// A look that several wait for.
 pub(super) type SharedLook = Shared<BoxFuture<'static, Option<Observation>>>;
@@ -222,6 +223,7 @@ impl LocalPostgres {
         let is_primary = matches!(row.server, Server::Primary { .. });
         self.with_facts(|facts| {
             facts.row = Some(row.clone());
+            facts.row_at = Some(Instant::now());
             facts.is_primary = Some(is_primary);
         });
         if self.is_busy() {

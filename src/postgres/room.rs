@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 use tokio::io::unix::AsyncFd;
 
 /// Whom to tell about the postmaster. Both are called from tasks of this room and must not block.
@@ -57,6 +58,8 @@ pub(super) struct Disk {
 pub(super) struct Facts {
     /// The last answer of the monitoring query.
     pub row: Option<Row>,
+    /// When it came; `None` when what it says was changed since.
+    pub row_at: Option<Instant>,
     pub is_primary: Option<bool>,
     /// The timeline last streamed, and the start of the server that did.
     pub streamed: Option<(String, Timeline)>,
