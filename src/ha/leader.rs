@@ -4,10 +4,10 @@ use crate::ha::breakage::{Breakage, broken};
 use crate::ha::lease::Reserve;
 use crate::ha::manual;
 use crate::ha::memory::{AfterPromotion, Running};
-use crate::ha::ports::Server;
+use crate::ha::ports::{Server, Stop};
 use crate::ha::settings::Settings;
 use crate::ha::sync::{self, promotion::Prepared};
-use crate::ha::task::{Demotion, Kind, Task, immediate};
+use crate::ha::task::{Demotion, Kind, Task, immediate, within};
 use crate::ha::turn::{Decided, Lock, Turn};
 use crate::ha::{failsafe, history, request, slots, standby};
 use hathi_dcs::{Deadline, Lsn, MemberName, Role, Timeline};
@@ -321,8 +321,13 @@ pub async fn task_runs(turn: &mut Turn<'_>, task: Running, line: Decided) -> Dec
             Some(until) if !turn.demotion_is_due(until) => {
                 line.again_at(until.minus(Reserve::of(turn.settings.timing).demote))
             }
-            Some(_) | None => {
-                lost_during(turn, task, ends);
+            // Not lost, but nobody confirms it: there is time for a fast stop. (INV-31)
+            Some(until) => {
+                lost_during(turn, task, ends, within(turn.settings.timing, until));
+                line
+            }
+            None => {
+                lost_during(turn, task, ends, immediate());
                 line
             }
         },
@@ -356,7 +361,7 @@ fn loss_means(kind: Kind) -> OnLoss {
 }
 
 /// Once; the end of the task wakes the loop. (HA-162, HA-163)
-fn lost_during(turn: &mut Turn<'_>, task: Running, ends: OnLoss) {
+fn lost_during(turn: &mut Turn<'_>, task: Running, ends: OnLoss, how: Stop) {
     if turn.memory.task_cancelled || broken(Breakage::IgnoreLeaseDeadline) {
         return;
     }
@@ -370,7 +375,7 @@ fn lost_during(turn: &mut Turn<'_>, task: Running, ends: OnLoss) {
         turn.because("HA-163", format!("the lock was lost during {}; it is stopped", task.name));
         turn.memory.rewind.ask();
         // The signal is sent whether or not the steps are read; the task sees the server end.
-        drop(turn.ports.postgres.stop(immediate()));
+        drop(turn.ports.postgres.stop(how));
     } else {
         turn.because("HA-162", format!("the lock was lost during {}; it is cancelled", task.name));
     }

@@ -14,6 +14,7 @@ use crate::ha::{member, restart, standby, sync};
 use futures::stream::StreamExt;
 use hathi_dcs::{
     ClusterView, DcsError, Deadline, Expect, Freshness, Lsn, Millis, Role, State, Status, SystemId,
+    Timing,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -550,10 +551,8 @@ async fn demote(context: &Context, how: Demotion) -> Outcome {
         }
         Demotion::Cluster => standby::demote_cluster(context).await,
         Demotion::Offline { until } => {
-            let reserve = Reserve::of(ports.configuration.settings().timing).immediate;
-            let immediate_at = Some(until.map_or(ports.clock.now(), |at| at.minus(reserve)));
-            let how = Stop { mode: StopMode::Fast, checkpoint: false, immediate_at };
-            let failed = stopped(ports, how).await;
+            let until = until.unwrap_or_else(|| ports.clock.now());
+            let failed = stopped(ports, within(ports.configuration.settings().timing, until)).await;
             context.lease.forget();
             ports.postgres.set_role(Role::Demoted);
             if let Some(why) = failed {
@@ -566,6 +565,12 @@ async fn demote(context: &Context, how: Demotion) -> Outcome {
             start(context, Start::AsStandby(None), start_deadline(context)).await
         }
     }
+}
+
+/// Fast, and without mercy when the lease is about to end. (HA-153, HA-304)
+pub fn within(timing: Timing, until: Millis) -> Stop {
+    let immediate_at = Some(until.minus(Reserve::of(timing).immediate));
+    Stop { mode: StopMode::Fast, checkpoint: false, immediate_at }
 }
 
 pub fn immediate() -> Stop {

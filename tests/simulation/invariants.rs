@@ -78,9 +78,14 @@ impl World {
         self.nodes[node].agent.as_ref().is_some_and(|agent| agent.lease.until(now).is_some())
     }
 
+    /// The ttl its agent lives with; of one that is dead, the one it lived with.
     pub fn ttl_us(&self, node: usize) -> u64 {
-        let agent = self.nodes[node].agent.as_ref();
-        agent.map_or(self.base.timing, |agent| agent.settings.timing).ttl_ms() * MS
+        let machine = &self.nodes[node];
+        if let Some(agent) = &machine.agent {
+            return agent.settings.timing.ttl_ms() * MS;
+        }
+        let left = machine.cached.as_ref().and_then(|dynamic| dynamic.get("ttl")?.as_u64());
+        left.map_or(self.base.timing.ttl_ms(), |seconds| seconds * 1000) * MS
     }
 
     pub fn store_kept_its_promise(&self) -> bool {

@@ -34,10 +34,6 @@ const OPEN: &[(u64, &str)] = &[
     // Leases that end early among other faults.
     (3687, "INV-26"),
     (4725, "INV-13"),
-    (4736, "INV-4"),
-    // Killed in a second restart with its lease left, while the store and the disk are lost.
-    (3259, "INV-31"),
-    (6583, "INV-31"),
 ];
 
 /// Is it the known fault that this seed meets?

@@ -446,7 +446,7 @@ fn a_hiccup_costs_nothing_while_the_lease_lives() {
 }
 
 /// Proves HA-154 with HA-163: a restart that is longer than the lease goes on by the members' word, and
-/// ends with the lease where one of them refuses. (the simulator, seed 4144)
+/// ends with the lease where one of them refuses. (the simulator, seed 4144) Proves INV-31 for the end.
 #[test]
 fn a_restart_goes_on_by_the_members_word() {
     let restarting = |ms: u64, primary: bool| {
@@ -468,5 +468,9 @@ fn a_restart_goes_on_by_the_members_word() {
     assert!(!came.did("cancel") && came.again_at.is_some(), "there is time left: {came:?}");
     let came = scene.later(4_000).turn();
     assert!(came.fired("HA-163") && came.did("cancel"), "{came:?}");
+    // The lease lives, only nobody confirms it: no row is thrown away. (INV-31; seeds 3259, 6583)
+    assert!(came.did("stop Fast") && !came.did("stop Immediate"), "{came:?}");
+    let came = restarting(29_000, true).set(refuses).turn();
+    assert!(came.did("cancel") && came.did("stop Immediate"), "the lease is over: {came:?}");
     assert!(!restarting(20_000, false).turn().did("call"), "a standby owes nobody a question");
 }
