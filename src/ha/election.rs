@@ -92,7 +92,9 @@ async fn is_as_i_saw_it(turn: &mut Turn<'_>) -> bool {
 /// HA-080: clean the request that led here, then be the primary.
 async fn won(turn: &mut Turn<'_>) -> Decided {
     turn.because("HA-080", "acquired the leader key");
-    turn.memory.sync.raced = turn.view.sync.as_ref().map(|sync| sync.version);
+    // In a standby cluster the record bound nobody: before a promotion it has to. (HA-099, HA-113)
+    let bound = turn.view.sync.as_ref().filter(|_| !standby::is_in_force(turn));
+    turn.memory.sync.raced = bound.map(|sync| sync.version);
     turn.lock = turn.confirmed();
     // The answers of the race may have waited here for long, if this process or the store stood still.
     if !turn.pg.is_primary && !turn.read_again().await {

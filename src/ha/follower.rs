@@ -73,7 +73,7 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
     }
     let Some(upstream) = place.upstream else {
         return if turn.settings.nostream {
-            stop_streaming(turn, place.line).await
+            stop_streaming(turn, ("HA-125", "nostream"), place.line).await
         } else {
             Decided::line(place.line)
         };
@@ -141,20 +141,25 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
     }
 }
 
-/// `nostream` was set while it streamed: from here on an archive feeds it. (PG-211)
-async fn stop_streaming(turn: &mut Turn<'_>, line: String) -> Decided {
+/// From here on it follows nobody: `nostream` was set while it streamed, and an archive feeds it (PG-211);
+/// or what it streams is not the continuation of what it has (PG-147).
+pub async fn stop_streaming(
+    turn: &mut Turn<'_>,
+    (rule, why): (&'static str, &'static str),
+    line: String,
+) -> Decided {
     let by = Deadline(turn.now().plus(2_000));
     match turn.ports.postgres.follow_change(None, by).await {
         FollowChange::Nothing => Decided::line(line),
         FollowChange::Reload => {
-            turn.because("HA-125", "nostream: following nobody");
+            turn.because(rule, format!("{why}: following nobody"));
             match turn.ports.postgres.follow_by_reload(None, by).await {
                 Ok(()) => Decided::line(line),
                 Err(error) => Decided::line(format!("could not stop streaming: {error}")),
             }
         }
         FollowChange::Restart => {
-            turn.because("HA-125", "nostream: following nobody needs a restart");
+            turn.because(rule, format!("{why}: following nobody needs a restart"));
             let task = Task::Follow { upstream: None, restart: true };
             Decided::task("changing primary_conninfo and restarting", task)
         }

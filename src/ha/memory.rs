@@ -121,6 +121,8 @@ pub struct Memory {
     pub abandoned: Option<(Version, Millis)>,
     /// The key was given up because a promotion was refused here. (HA-083)
     pub released_at: Option<Millis>,
+    /// The key was given up because the remote member cannot be followed from here. (PG-147)
+    pub gave_way: bool,
     /// The key was given up for another member to take, and PostgreSQL is down here. (HA-026)
     pub left_to_others_at: Option<Millis>,
     pub after_promotion: AfterPromotion,

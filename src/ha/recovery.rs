@@ -1,6 +1,7 @@
 //! PostgreSQL is down, or what it holds has left the leader's history. (section 5)
 
 use crate::ha::breakage::{Breakage, broken};
+use crate::ha::follower;
 use crate::ha::leader;
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{ControlData, ControlState, LocalEnd, SourceHistory, TimelineEnd, Upstream};
@@ -265,7 +266,7 @@ pub async fn rewind_if_needed(
     match turn.memory.rewind {
         Rewind::Needed => {}
         Rewind::Failed => return after_failed_rewind(turn, source),
-        Rewind::OtherHistory => return Some(another_history(turn, source)),
+        Rewind::OtherHistory => return Some(another_history(turn, source, running).await),
         Rewind::NotAsked | Rewind::Check | Rewind::NotNeeded | Rewind::Succeeded => return None,
     }
     if turn.pg.can_rewind {
@@ -307,8 +308,9 @@ pub async fn rewind_if_needed(
     None
 }
 
-/// Streaming would mix two histories without anybody noticing: it does not start. (PG-147)
-fn another_history(turn: &mut Turn<'_>, source: Upstream) -> Decided {
+/// Streaming would mix two histories without anybody noticing: it does not start, and one that runs
+/// already is ended. (PG-147; the simulator, seeds 4556, 7544)
+async fn another_history(turn: &mut Turn<'_>, source: Upstream, running: bool) -> Decided {
     turn.because(
         "PG-147",
         format!("my timeline and that of {} only share the number", source.name),
@@ -316,12 +318,36 @@ fn another_history(turn: &mut Turn<'_>, source: Upstream) -> Decided {
     // Another leader may be one that can be followed.
     turn.memory.rewind = Rewind::Check;
     if source.remote || !turn.settings.remove_data_directory_on_diverged_timelines {
-        return Decided::line(
-            "not following: my timeline parted from the leader's; reinitialize me",
-        );
+        if let Some(decided) = give_way(turn).await {
+            return decided;
+        }
+        let line = "not following: my timeline parted from the leader's; reinitialize me";
+        if running {
+            return follower::stop_streaming(turn, ("PG-147", "another history"), line.into())
+                .await;
+        }
+        return Decided::line(line);
     }
     let task = Task::Reinitialize { follow: source.clone(), source, why: Renewal::Diverged };
     Decided::task("reinitializing due to diverged timelines", task)
+}
+
+/// The leader of a standby cluster cannot follow the remote primary, and must not be copied anew without
+/// being told: another member leads, if one can. (PG-147; the simulator, seed 9856)
+async fn give_way(turn: &mut Turn<'_>) -> Option<Decided> {
+    // Once: where everybody has this log the key would go round for ever.
+    let wants = turn.i_own_the_lock() && !turn.memory.gave_way;
+    if !wants || !leader::someone_can_take_over(turn).await {
+        return None;
+    }
+    turn.memory.gave_way = true;
+    turn.because("PG-147", "I cannot follow the remote member, and another one can lead");
+    let by = turn.store_deadline();
+    // If this fails the next turn does it.
+    let _ = turn.lease.release(turn.ports, None, by).await;
+    turn.memory.released_at = Some(turn.now());
+    turn.memory.want_latest = true;
+    Some(Decided::line("released leader key: my timeline parted from the remote member's"))
 }
 
 fn after_failed_rewind(turn: &mut Turn<'_>, source: Upstream) -> Option<Decided> {
@@ -374,6 +400,7 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) -> bool {
             turn.because(rule, format!("no rewind needed, says {}", source.name));
             turn.memory.log_is_gone = history.oldest.is_some_and(|oldest| local.lsn < oldest);
             turn.memory.rewind = Rewind::NotNeeded;
+            turn.memory.gave_way = false;
             true
         }
         Divergence::Diverged(why) if history.in_recovery => {

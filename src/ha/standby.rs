@@ -4,11 +4,12 @@
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::follower::{self, Place};
 use crate::ha::history;
-use crate::ha::ports::{Ports, Server, Stop, StopMode, StopStep, Upstream};
+use crate::ha::memory::Rewind;
+use crate::ha::ports::{FollowChange, Ports, Server, Stop, StopMode, StopStep, Upstream};
 use crate::ha::settings::Settings;
 use crate::ha::task::{Context, Demotion, Outcome, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
-use hathi_dcs::{ClusterView, DcsError, Deadline, Lsn, MemberName, Role, Status, Timeline};
+use hathi_dcs::{ClusterView, DcsError, Deadline, Expect, Lsn, MemberName, Role, Status, Timeline};
 
 /// The timeline a candidate must be on; zero: any. What `/history` holds in a standby cluster is of
 /// its former life as a primary one. (HA-112, HA-117)
@@ -78,13 +79,33 @@ pub async fn lead(turn: &mut Turn<'_>) -> Decided {
 /// What `/history` says of the time in which this cluster was a primary one has been rewound away. Left
 /// there it would keep everybody from leading after the next promotion: their timeline would be behind
 /// it. Only while we stream, so that we are on the remote primary's timeline. (HA-117)
+///
+/// `/sync` likewise: what was confirmed under it has been handed over, or rewound away; left there it
+/// would say whom the next promotion may choose. (HA-110; the simulator, seeds 4725, 9233)
 async fn forget_the_former_life(turn: &mut Turn<'_>) {
     let Server::Standby(standby) = &turn.pg.server else { return };
     let timeline = standby.timeline;
-    let outlived = standby.streaming
+    let record = turn.view.sync.clone().filter(|read| read.value.leader.is_some());
+    let outlived = turn.view.history.cluster_timeline() > timeline;
+    let follows = standby.streaming
         && !turn.settings.pause
         && timeline != Timeline(0)
-        && turn.view.history.cluster_timeline() > timeline;
+        && (record.is_some() || outlived)
+        && streams_from_the_remote(turn).await;
+    if !follows {
+        return;
+    }
+    if let Some(read) = record {
+        let by = turn.store_deadline();
+        match turn.ports.dcs.delete_sync(Expect::Version(read.version), by).await {
+            Ok(()) => {
+                turn.because("HA-117", "/sync of the former life as a primary cluster is deleted");
+                turn.remember_sync(None);
+            }
+            // Repeated by the next turn.
+            Err(error) => turn.because("HA-117", format!("/sync was not deleted: {error}")),
+        }
+    }
     if !outlived {
         return;
     }
@@ -96,6 +117,17 @@ async fn forget_the_former_life(turn: &mut Turn<'_>) {
     let by = turn.store_deadline();
     // Repeated by the next turn.
     let _ = turn.ports.dcs.write_history(&new, by).await;
+}
+
+/// And not from a member of the former life, before the place of a standby leader is taken.
+async fn streams_from_the_remote(turn: &mut Turn<'_>) -> bool {
+    let known = match turn.memory.rewind {
+        Rewind::NotAsked | Rewind::NotNeeded | Rewind::Succeeded => true,
+        Rewind::Check | Rewind::Needed | Rewind::OtherHistory | Rewind::Failed => false,
+    };
+    let Some(remote) = remote(turn).filter(|_| known) else { return false };
+    let by = turn.deadline(1_000);
+    turn.ports.postgres.follow_change(Some(&remote), by).await == FollowChange::Nothing
 }
 
 /// Nobody leads and it is not for me to: the remote primary is still there. (HA-111)

@@ -583,6 +583,9 @@ impl Turn<'_> {
                 self.memory.raced = None;
                 self.ports.promises.forget_promise();
             }
+            // Whoever leads a standby cluster says itself how far it is: what differs then is its own
+            // doing. (HA-113; the simulator, seed 2587)
+            Lock::Mine { .. } if self.memory.standby_leader => self.memory.raced = None,
             Lock::Mine { .. } | Lock::Unseen { .. } => {}
             Lock::Free | Lock::Other { .. } | Lock::Lost { .. } => {
                 if !at_work && !self.pg.is_primary {

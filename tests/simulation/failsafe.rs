@@ -281,6 +281,7 @@ impl World {
             && !agent.settings.pause
             && self.store_is_away(node)
             // While a task owns PostgreSQL nobody is asked, and at its end there may be no time.
+            && agent.tasks.is_empty()
             && self.nodes[node].server.ready_since + 2 * ttl < self.now_us
             && self.watched.promises.mode_changed_at + 2 * ttl < self.now_us
             && self.watched.network_since + 2 * ttl < self.now_us

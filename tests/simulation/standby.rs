@@ -54,6 +54,25 @@ pub fn draw(world: &mut World, seed: u64) {
     world.count("standby clusters");
 }
 
+impl World {
+    /// INV-37: the record of a former life as a primary cluster goes only when its standby leader has
+    /// nothing but what the remote primary has; then nobody need be in it to lead. (HA-117)
+    pub fn check_forgotten_record(&mut self, node: usize) {
+        let Some(remote) = self.remote else { return };
+        if !self.nodes[node].server.recovering {
+            return;
+        }
+        let (Some(mine), Some(theirs)) = (self.tip(node), self.tip(remote.node)) else { return };
+        if self.wal.holds(theirs, mine) {
+            self.watched.unfit = None;
+        } else {
+            let name = self.nodes[node].name.clone();
+            let what = format!("{name} deletes /sync and has what the remote member has not");
+            self.violation("INV-37", what);
+        }
+    }
+}
+
 /// What happens at the remote end, and what the operator orders here.
 pub fn plan(world: &mut World, seed: u64) {
     if world.remote.is_none() {

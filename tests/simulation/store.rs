@@ -372,6 +372,9 @@ impl World {
         if own && was.as_ref() != Some(&me.name) {
             self.note_record(me.node);
         }
+        if value.is_none() {
+            self.check_forgotten_record(me.node);
+        }
         self.store.sync = value.map(|value| (value, version));
         self.changed(Change::Sync);
         self.check_order();

@@ -17,11 +17,6 @@ const OPEN: &[(u64, &str)] = &[
     // A ttl of 3 s: a primary stops a moment before the last member would have agreed; its machine is
     // reset after a store that was slow for a second.
     (6501, "HA-154"),
-    // Standby clusters that are promoted and demoted in the middle of other faults.
-    (4556, "INV-17"),
-    (7544, "INV-17"),
-    (9233, "INV-13"),
-    (9856, "INV-24"),
     // Who alone has the newest timeline lacks the votes of a quorum, and the others do not pass it by.
     (9046, "INV-33"),
     // Beside members that behave like Patroni: theirs wait for each other, or for a timeline of `/history`
@@ -33,7 +28,6 @@ const OPEN: &[(u64, &str)] = &[
     (9670, "INV-33"),
     // Leases that end early among other faults.
     (3687, "INV-26"),
-    (4725, "INV-13"),
 ];
 
 /// Is it the known fault that this seed meets?

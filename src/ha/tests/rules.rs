@@ -506,6 +506,22 @@ fn a_timeline_that_another_one_began() {
     assert_eq!(scene.memory.timeline_of, Some((Timeline(2), "b".into())), "who was seen first");
 }
 
+/// Proves PG-147 (a running one): who streams what is not the continuation of its own log follows nobody
+/// from then on, and stays up. (the simulator, seeds 4556, 7544)
+#[test]
+fn a_stream_of_another_history_ends() {
+    let mut scene = Scene::replica()
+        .remember(|memory| memory.rewind = crate::ha::memory::Rewind::OtherHistory)
+        .set(|script| script.follow = FollowChange::Reload);
+    let came = scene.turn();
+    assert!(came.fired("PG-147") && came.did("follow nobody"), "{came:?}");
+    assert!(came.line.contains("reinitialize me") && came.task.is_none(), "{came:?}");
+    let mut scene = scene
+        .remember(|memory| memory.rewind = crate::ha::memory::Rewind::OtherHistory)
+        .set(|script| script.follow = FollowChange::Nothing);
+    assert!(!scene.turn().did("follow nobody"), "it is left alone once it follows nobody");
+}
+
 /// Proves HA-125 and PG-211 (`nostream` set while it streams): it stops streaming, by a reload where that
 /// is enough, and is left alone once it streams from nobody.
 #[test]

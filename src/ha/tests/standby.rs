@@ -172,6 +172,25 @@ fn without_the_section_it_is_promoted() {
     assert_eq!(kind(came.task.as_ref()), Some(Kind::Promote), "{came:?}");
     assert!(came.did("renew") && came.did("fence"), "armed before the promotion: {came:?}");
 
+    // What it wrote itself as the standby leader is no sign of another leader. (the simulator, seed 2587)
+    let mut scene = leader().remember(|memory| memory.raced = Some(Default::default()));
+    scene.turn();
+    let mut scene = scene.set(|script| script.settings.standby_cluster = None);
+    let came = scene.turn();
+    assert!(!came.fired("HA-080") && !came.did("release"), "{came:?}");
+    assert_eq!(kind(came.task.as_ref()), Some(Kind::Promote), "{came:?}");
+    // A record of synchronous members by which nobody raced here: those it names come first. (HA-099)
+    let mut scene = leader();
+    scene.turn();
+    let mut scene = scene.set(|script| {
+        script.settings.standby_cluster = None;
+        script.settings.synchronous.mode = crate::ha::settings::SynchronousMode::Priority;
+        let value = Sync::parse(r#"{"leader":"b","sync_standby":"c"}"#);
+        script.view.sync = Some(Stored { value, version: Version(7) });
+    });
+    let came = scene.turn();
+    assert!(came.fired("HA-099") && came.did("release") && came.task.is_none(), "{came:?}");
+
     let mut scene = leader();
     scene.turn();
     let mut scene = scene.set(|script| {
@@ -490,4 +509,28 @@ fn the_history_of_a_former_life_goes() {
     assert!(!{ catching_up }.turn().did("history"), "it does not stream");
     assert!(!leader().turn().did("history"));
     assert!(!replica().set(former).turn().did("history"), "only the leader");
+    // What was confirmed under /sync has been handed over; it would bind the next promotion.
+    let confirmed = |script: &mut super::stage::Script| {
+        let value = hathi_dcs::Sync::parse(r#"{"leader":"b","sync_standby":"c"}"#);
+        script.view.sync = Some(hathi_dcs::Stored { value, version: Version(7) });
+    };
+    let came = leader().set(confirmed).turn();
+    assert!(came.fired("HA-117") && came.did("sync deleted"), "{came:?}");
+    let paused = leader().set(confirmed).set(|script| script.settings.pause = true);
+    for mut scene in [paused, replica().set(confirmed)] {
+        assert!(!scene.turn().did("sync deleted"));
+    }
+}
+
+/// Proves PG-147 (a standby leader): who cannot follow the remote member, and must not be copied anew
+/// without being told, lets another one lead. (the simulator, seed 9856)
+#[test]
+fn a_leader_that_cannot_follow_gives_way() {
+    let parted = || leader().remember(|memory| memory.rewind = Rewind::OtherHistory);
+    let came = parted().turn();
+    assert!(came.fired("PG-147") && came.did("release"), "{came:?}");
+    let mut again = parted().remember(|memory| memory.gave_way = true);
+    assert!(!again.turn().did("release"), "nobody was better");
+    let came = parted().set(|script| script.probes.clear()).turn();
+    assert!(!came.did("release") && came.line.contains("reinitialize me"), "nobody else: {came:?}");
 }
