@@ -32,7 +32,6 @@ const OPEN: &[(u64, &str)] = &[
     (7005, "INV-33"),
     (9670, "INV-33"),
     // Leases that end early among other faults.
-    (3687, "INV-26"),
     (4725, "INV-13"),
     (4736, "INV-4"),
     // Killed in a second restart with its lease left, while the store and the disk are lost.
@@ -140,7 +139,6 @@ pub fn run_all(from: u64, count: u64) {
 }
 
 fn assert_rare(what: &str, times: usize, count: u64, per_mille: u64) {
-    // A few runs say nothing about a share.
     let most = (count * per_mille / 1_000).max(10);
     assert!(times as u64 <= most, "{what}: {times} of {count} seeds, more than {most}");
 }
