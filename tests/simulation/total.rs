@@ -23,7 +23,6 @@ const OPEN: &[(u64, &str)] = &[
     (9233, "INV-13"),
     (9856, "INV-24"),
     // Who alone has the newest timeline lacks the votes of a quorum, and the others do not pass it by.
-    (9046, "INV-33"),
     // Beside members that behave like Patroni: theirs wait for each other, or for a timeline of `/history`
     // that nobody has.
     (2615, "INV-33"),
