@@ -25,11 +25,7 @@ const OPEN: &[(u64, &str)] = &[
     // Who alone has the newest timeline lacks the votes of a quorum, and the others do not pass it by.
     // Beside members that behave like Patroni: theirs wait for each other, or for a timeline of `/history`
     // that nobody has.
-    (2615, "INV-33"),
     (3668, "INV-33"),
-    (6751, "INV-33"),
-    (7005, "INV-33"),
-    (9670, "INV-33"),
     // Leases that end early among other faults.
     (4725, "INV-13"),
     (4736, "INV-4"),
