@@ -25,7 +25,6 @@ const OPEN: &[(u64, &str)] = &[
     // Who alone has the newest timeline lacks the votes of a quorum, and the others do not pass it by.
     // Beside members that behave like Patroni: theirs wait for each other, or for a timeline of `/history`
     // that nobody has.
-    (3668, "INV-33"),
     // Leases that end early among other faults.
     (4725, "INV-13"),
     (4736, "INV-4"),
