@@ -16,7 +16,6 @@ const TWINS_PER_MILLE: u64 = 40;
 const OPEN: &[(u64, &str)] = &[
     // A ttl of 3 s: a primary stops a moment before the last member would have agreed; its machine is
     // reset after a store that was slow for a second.
-    (6501, "HA-154"),
     // Standby clusters that are promoted and demoted in the middle of other faults.
     (4556, "INV-17"),
     (7544, "INV-17"),

@@ -842,8 +842,12 @@ impl Postgres for Stage {
         })
     }
 
-    async fn set_slots(&self, plan: &SlotPlan, _: Deadline) -> Result<(), PgError> {
+    async fn set_slots(&self, plan: &SlotPlan, by: Deadline) -> Result<(), PgError> {
         self.note(format!("slots {:?}", plan.physical.keys().collect::<Vec<_>>()));
+        if self.now() > by.0 {
+            self.with(|script| script.now = by.0);
+            return Err(PgError::TimedOut { what: "slots", waited_ms: 0 });
+        }
         for (name, wanted) in &plan.logical {
             self.note(format!("logical {name} in {} at {:?}", wanted.database, wanted.position));
         }
