@@ -14,16 +14,11 @@ const TWINS_PER_MILLE: u64 = 40;
 /// Faults that these seeds found and nobody has mended yet, each with the rule it breaks. None is silent:
 /// each run prints them, and they are the first work to be done here. A line goes with its fault.
 const OPEN: &[(u64, &str)] = &[
-    // A ttl of 3 s: a primary stops a moment before the last member would have agreed; its machine is
-    // reset after a store that was slow for a second.
     // Standby clusters that are promoted and demoted in the middle of other faults.
     (4556, "INV-17"),
     (7544, "INV-17"),
     (9233, "INV-13"),
     (9856, "INV-24"),
-    // Who alone has the newest timeline lacks the votes of a quorum, and the others do not pass it by.
-    // Beside members that behave like Patroni: theirs wait for each other, or for a timeline of `/history`
-    // that nobody has.
     // Leases that end early among other faults.
     (4725, "INV-13"),
     (4736, "INV-4"),
@@ -132,6 +127,7 @@ pub fn run_all(from: u64, count: u64) {
 }
 
 fn assert_rare(what: &str, times: usize, count: u64, per_mille: u64) {
+    // A few runs say nothing about a share.
     let most = (count * per_mille / 1_000).max(10);
     assert!(times as u64 <= most, "{what}: {times} of {count} seeds, more than {most}");
 }
