@@ -189,6 +189,7 @@ async fn healthiest(turn: &mut Turn<'_>) -> Result<(), Why> {
         return Err(("HA-089", "I am tagged nofailover".into()));
     }
     if failsafe::outside_the_map(turn) {
+        decline(turn).await;
         return Err(("HA-092", "I am not in /failsafe".into()));
     }
     match turn.view.pending_failover().map(|stored| stored.value.clone()) {
@@ -256,6 +257,7 @@ pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), 
             if standby.timeline < timeline {
                 let mine = standby.timeline;
                 let why = format!("my timeline {mine} is behind the cluster's {timeline}");
+                decline(turn).await;
                 return Err(("HA-075", why));
             }
             if !turn.settings.pause {
@@ -306,6 +308,25 @@ pub async fn manual_race(turn: &mut Turn<'_>, request: &Failover) -> Result<(), 
         return nobody_goes_on(turn).await;
     }
     compare(turn, Some(request)).await
+}
+
+/// An operator named me, and a rule keeps me from the key that no waiting will change. A member of Patroni's
+/// waits for a named candidate that answers, whatever its timeline: the request goes, and the others race
+/// without it. In pause nobody else would. (HA-075 row 4; the simulator, seed 3668)
+async fn decline(turn: &mut Turn<'_>) {
+    let me = turn.me().clone();
+    let names_me = turn.view.pending_failover().is_some_and(|request| {
+        request.value.candidate.as_ref() == Some(&me) && request.value.scheduled_at.is_none()
+    });
+    if !names_me || turn.settings.pause {
+        return;
+    }
+    turn.because("HA-075", "the request that names me is taken off: I may not lead");
+    let by = turn.store_deadline();
+    if let Err(error) = manual::clean(turn.ports, &turn.view, by).await {
+        turn.because("HA-075", format!("/failover was not cleaned: {error}"));
+    }
+    turn.memory.want_latest = true;
 }
 
 /// A store can take the key from a primary that lives: whoever held it last is asked, also by the one

@@ -185,9 +185,8 @@ pub async fn run(
         }
         let now = ports.clock.now();
         lease.turn_done(now);
-        // This look is from before the turn; a bootstrap may have made a primary since. (INV-26)
-        let creating = memory.task.is_some_and(|task| task.kind == Kind::Bootstrap);
-        if lease.until(now).is_none() && cannot_write(&pg.server) && !creating {
+        let task = memory.task.map(|task| task.kind);
+        if lease.until(now).is_none() && needs_no_fence(&pg.server, task) {
             ports.fence.stand_down();
             ports.watchdog.disable();
         }
@@ -201,6 +200,13 @@ pub async fn run(
             return shutdown::after_fatal(&ports, &lease, &mut memory, exit).await;
         }
     }
+}
+
+/// Nothing here can write, and nothing is about to. The look is from before the turn, and the end of a task
+/// is heard after it: a promotion or a bootstrap may have made a primary since. (INV-26; the simulator,
+/// seed 3687)
+fn needs_no_fence(seen: &Server, task: Option<Kind>) -> bool {
+    cannot_write(seen) && !task.is_some_and(Kind::concerns_a_primary)
 }
 
 /// Seen not to be a primary; a server that does not answer may be one.
@@ -598,6 +604,34 @@ mod tests {
             (Event::Shutdown, Urgency::Now),
         ] {
             assert_eq!(weigh(&event, &me), urgency, "{event:?}");
+        }
+    }
+
+    /// Proves INV-26 (in the loop): guard and watchdog are not put down by a look at a standby that a task
+    /// was making a primary meanwhile. (the simulator, seed 3687: a slow store, and the promotion ended
+    /// while the turn waited for it)
+    #[test]
+    fn what_a_task_makes_of_a_standby_stays_fenced() {
+        let standby = || Server::Standby(crate::ha::ports::Standby::default());
+        assert!(needs_no_fence(&standby(), None));
+        for (task, put_down) in [
+            (Kind::Promote, false),
+            (Kind::Bootstrap, false),
+            (Kind::StartAsPrimary, false),
+            (Kind::Restart { primary: true }, false),
+            (Kind::Demote, false),
+            (Kind::Restart { primary: false }, true),
+            (Kind::Follow, true),
+            (Kind::Clone, true),
+            (Kind::Rewind, true),
+            (Kind::SingleUser, true),
+            (Kind::CopySlots, true),
+        ] {
+            assert_eq!(needs_no_fence(&standby(), Some(task)), put_down, "{task:?}");
+            assert_eq!(needs_no_fence(&Server::Down, Some(task)), put_down, "{task:?}");
+        }
+        for may_write in [Server::Starting, Server::Silent("frozen".into())] {
+            assert!(!needs_no_fence(&may_write, None), "{may_write:?}");
         }
     }
 

@@ -646,6 +646,9 @@ impl Turn<'_> {
             // begins, and the turn after it publishes. (HA-317)
             return decided.again_at(self.now());
         }
+        if self.time_is_up() {
+            return decided.again_at(self.now());
+        }
         if self.view.member(self.me()).is_none() {
             self.memory.published = None; // HA-006
         }
@@ -682,7 +685,8 @@ impl Turn<'_> {
             plan.slots.unwanted.clear(); // HA-137
         }
         if !plan.slots.is_done(&self.pg) {
-            let by = Deadline(now.plus(1_000));
+            // A server that does not answer must not use up what the members promised. (HA-154)
+            let by = self.deadline(1_000);
             if let Err(error) = self.ports.postgres.set_slots(&plan.slots, by).await {
                 self.because("PG-261", format!("slots could not be brought up to date: {error}"));
             }

@@ -9,6 +9,7 @@ use crate::agent::Agency;
 use crate::random::Random;
 use crate::world::{MS, World};
 use futures::channel::{mpsc, oneshot};
+use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use hathi::ha::history;
 use hathi::ha::ports::*;
@@ -347,7 +348,7 @@ impl Member {
             )
         );
         if self.owner && self.renew().await {
-            if self.settings().primary_start_timeout == 0 && self.target(view, None, pg).await {
+            if self.settings().primary_start_timeout == 0 && self.target(view, None, None).await {
                 self.watchdog_off();
                 self.it.set_role(Role::Demoted);
                 let _ = self.it.release_leader(None, self.by()).await;
@@ -477,12 +478,12 @@ impl Member {
                 if *candidate == me {
                     return true;
                 }
-                if self.target(view, Some(candidate), pg).await {
+                if self.is_fit(view, candidate).await {
                     return false;
                 }
             }
             if request.leader.as_ref() == Some(&me) {
-                return !self.target(view, None, pg).await;
+                return !self.target(view, None, request.candidate.as_ref()).await;
             }
             left_out.clone_from(&request.leader);
         }
@@ -525,40 +526,53 @@ impl Member {
         true
     }
 
-    /// HA-076.
+    /// HA-076: is there anybody besides me and `without`, or is it `only` this one, that can take over? Who
+    /// lags, or is on an older timeline than `/history`, cannot.
     async fn target(
         &self,
         view: &ClusterView,
         only: Option<&MemberName>,
-        pg: &Observation,
+        without: Option<&MemberName>,
     ) -> bool {
-        let me = self.name();
+        let settings = self.settings();
+        let cluster = view.history.cluster_timeline();
+        let (at, most) = (view.status.optime, settings.maximum_lag_on_failover);
         let members = view.members.iter().filter(|member| {
-            member.name != me
-                && !member.data.nofailover()
+            !member.data.nofailover()
+                && Some(&member.name) != without
                 && only.is_none_or(|name| *name == member.name)
         });
-        let members: Vec<_> = members
-            .filter_map(|member| Some((member.name.clone(), member.data.api_url.clone()?)))
-            .collect();
-        let at = match &pg.server {
-            Server::Primary { lsn, .. } => *lsn,
-            Server::Standby(standby) => standby.lsn(),
-            Server::Down | Server::Starting | Server::Silent(_) => view.status.optime,
-        };
-        let most = self.settings().maximum_lag_on_failover;
-        let by = Deadline(self.now().plus(PROBE_MS));
-        let mut answers = self.it.probe(members, by);
+        let mut answers = self.ask(members);
         while let Some((_, probe)) = answers.next().await {
-            if let Probe::Answered(answer) = probe
-                && !answer.nofailover
-                && !answer.watchdog_failed
-                && at.0.saturating_sub(answer.lsn.0) <= most
-            {
+            let Probe::Answered(answer) = probe else { continue };
+            // Of a primary it reads no position.
+            let lsn = if answer.in_recovery { answer.lsn } else { Lsn(0) };
+            let old = settings.check_timeline && answer.timeline < cluster;
+            let lags = at.0.saturating_sub(lsn.0) > most;
+            if !answer.nofailover && !answer.watchdog_failed && !old && !lags {
                 return true;
             }
         }
         false
+    }
+
+    /// HA-075 row 4: neither its position nor its timeline is looked at.
+    async fn is_fit(&self, view: &ClusterView, candidate: &MemberName) -> bool {
+        let mut answers = self.ask(view.member(candidate).into_iter());
+        let fit = |probe: &Probe| matches!(probe, Probe::Answered(answer) if !answer.nofailover && !answer.watchdog_failed);
+        answers.next().await.is_some_and(|(_, probe)| fit(&probe))
+    }
+
+    fn ask<'a>(
+        &self,
+        members: impl Iterator<Item = &'a hathi_dcs::Member>,
+    ) -> BoxStream<'static, (MemberName, Probe)> {
+        let me = self.name();
+        let members = members.filter(|member| member.name != me);
+        let members = members
+            .filter_map(|member| Some((member.name.clone(), member.data.api_url.clone()?)))
+            .collect();
+        self.it.probe(members, Deadline(self.now().plus(PROBE_MS)))
     }
 
     /// Section 7.
@@ -612,7 +626,7 @@ impl Member {
         }
         let for_another = request.leader.as_ref().is_some_and(|leader| *leader != me);
         let to_me = request.candidate.as_ref() == Some(&me);
-        if for_another || to_me || !self.target(view, request.candidate.as_ref(), pg).await {
+        if for_another || to_me || !self.target(view, request.candidate.as_ref(), None).await {
             self.clean(view).await;
             return false;
         }

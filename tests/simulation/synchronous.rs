@@ -79,8 +79,12 @@ impl World {
         {
             let Some(theirs) = self.tip(peer).filter(|_| machine.server.ready()) else { continue };
             let counts = !machine.nofailover && !self.watchdog_failed(peer);
-            ahead += u32::from(theirs.lsn > tip.lsn);
-            let behind = theirs.lsn <= tip.lsn && self.wal.timeline(theirs) <= timeline;
+            let behind = match self.wal.timeline(theirs).cmp(&timeline) {
+                std::cmp::Ordering::Less => true,
+                std::cmp::Ordering::Equal => theirs.lsn <= tip.lsn,
+                std::cmp::Ordering::Greater => false,
+            };
+            ahead += u32::from(!behind);
             votes += i64::from(counts && behind && record.names(&machine.name));
         }
         let leads = record.leader.as_ref() == Some(&self.nodes[node].name);

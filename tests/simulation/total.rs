@@ -13,22 +13,7 @@ const TWINS_PER_MILLE: u64 = 40;
 
 /// Faults that these seeds found and nobody has mended yet, each with the rule it breaks. None is silent:
 /// each run prints them, and they are the first work to be done here. A line goes with its fault.
-const OPEN: &[(u64, &str)] = &[
-    // A ttl of 3 s: a primary stops a moment before the last member would have agreed; its machine is
-    // reset after a store that was slow for a second.
-    (6501, "HA-154"),
-    // Who alone has the newest timeline lacks the votes of a quorum, and the others do not pass it by.
-    (9046, "INV-33"),
-    // Beside members that behave like Patroni: theirs wait for each other, or for a timeline of `/history`
-    // that nobody has.
-    (2615, "INV-33"),
-    (3668, "INV-33"),
-    (6751, "INV-33"),
-    (7005, "INV-33"),
-    (9670, "INV-33"),
-    // Leases that end early among other faults.
-    (3687, "INV-26"),
-];
+const OPEN: &[(u64, &str)] = &[];
 
 /// Is it the known fault that this seed meets?
 pub fn is_open(seed: u64, rule: &str) -> bool {

@@ -180,6 +180,30 @@ fn priority_mode_is_total_and_safe() {
     }
 }
 
+/// Proves HA-212: there is nothing to merge. No change is followed at once by another one of its kind, in
+/// no state of three standbys; so none is written that the next one would undo.
+#[test]
+fn no_change_is_made_twice_in_a_row() {
+    let room = Room { standbys: 3 };
+    let mut pairs = 0;
+    for state in states(&room, room.me()) {
+        for active in room.sets() {
+            for confirmed in room.sets().filter(|set| set.is_within(state.sync)) {
+                for wanted in 1..=3 {
+                    let all = changes(state, Facts { active, confirmed, wanted });
+                    for pair in all.windows(2) {
+                        pairs += 1;
+                        let same =
+                            std::mem::discriminant(&pair[0]) == std::mem::discriminant(&pair[1]);
+                        assert!(!same, "{state:?} active {active:?} {confirmed:?}: {all:?}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(pairs > 3_264, "{pairs}");
+}
+
 /// Proves HA-200: the successor's first changes, from the record of its predecessor, with whatever
 /// its own names were. The commits of the predecessor are those its record speaks of.
 #[test]

@@ -51,7 +51,9 @@ pub async fn keep(turn: &mut Turn<'_>) -> Option<Millis> {
                 Ok(()) => {}
                 Err(DcsError::Conflict { .. }) if !read_once => {
                     read_once = true; // HA-310
-                    if !turn.read_again().await {
+                    // Who led meanwhile wrote what this one met: the record is that member's. (INV-12)
+                    if !turn.read_again().await || turn.view.leader_name() != Some(turn.me()) {
+                        turn.memory.want_latest = true;
                         return Some(turn.now().plus(500));
                     }
                 }

@@ -44,15 +44,18 @@ impl Bound {
     }
 
     /// Who holds no more than I do has voted for me. A timeline later than mine may hold commits
-    /// that my log cannot, however long it is.
+    /// that my log cannot, however long it is; one before mine ended where the elected leader who began
+    /// mine left it, and what is longer there was confirmed to nobody. (HA-322)
     pub fn add(&self, count: &mut Count, me: &Myself, peer: &MemberName, probe: &Probe) {
         let Probe::Answered(answer) = probe else { return };
         let PeerAnswer { lsn, timeline, nofailover, watchdog_failed, .. } = answer;
-        if *lsn > me.lsn {
+        let older = *timeline != Timeline(0) && *timeline < me.timeline;
+        let later = me.timeline != Timeline(0) && *timeline > me.timeline;
+        let ahead = *lsn > me.lsn && !older;
+        if ahead || later {
             count.somebody_ahead = true;
         }
-        let comparable = *timeline == Timeline(0) || *timeline <= me.timeline;
-        let counts = !nofailover && !watchdog_failed && lsn.0 > 0 && *lsn <= me.lsn && comparable;
+        let counts = !nofailover && !watchdog_failed && lsn.0 > 0 && !ahead && !later;
         if counts && self.record.names(peer) {
             count.votes += 1;
         }
@@ -70,5 +73,55 @@ impl Bound {
         }
         let votes = count.votes;
         Err(format!("{votes} of {needed} votes: whoever holds the last commits may be away"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hathi_dcs::Lsn;
+
+    /// Proves HA-095 (step g) with HA-322: a peer on an older timeline has voted, however long its log is;
+    /// one on a later timeline has not, and it is ahead. (the simulator, seed 9046: the member with the
+    /// newest timeline had too few votes, and the others waited for it)
+    #[test]
+    fn votes_are_counted_by_timelines_first() {
+        let bound = Bound {
+            record: Sync { leader: Some("a".into()), quorum: 1, voters: vec!["b".into()] },
+            needs_votes: true,
+        };
+        let at = |timeline: u32, lsn: u64| PeerAnswer {
+            in_recovery: true,
+            lsn: Lsn(lsn),
+            timeline: Timeline(timeline),
+            nofailover: false,
+            failover_priority: 1,
+            watchdog_failed: false,
+        };
+        let me = Myself { lsn: Lsn(100), timeline: Timeline(5), failover_priority: 1 };
+        for (what, mine, answer, votes, ahead) in [
+            ("behind me", 5, at(5, 99), 1, false),
+            ("equal", 5, at(5, 100), 1, false),
+            ("ahead of me", 5, at(5, 101), 0, true),
+            ("longer, on an older timeline", 5, at(4, 900), 1, false),
+            ("shorter, on an older timeline", 5, at(4, 9), 1, false),
+            ("shorter, on a later timeline", 5, at(6, 9), 0, true),
+            ("its timeline is unknown", 5, at(0, 99), 1, false),
+            ("its timeline is unknown, longer", 5, at(0, 101), 0, true),
+            ("mine is unknown", 0, at(4, 99), 1, false),
+            ("mine is unknown, longer", 0, at(4, 101), 0, true),
+            ("nothing yet", 5, at(4, 0), 0, false),
+            ("never promoted", 5, PeerAnswer { nofailover: true, ..at(4, 9) }, 0, false),
+        ] {
+            let me = Myself { timeline: Timeline(mine), ..me.clone() };
+            let mut count = bound.count(&"a".into());
+            bound.add(&mut count, &me, &"b".into(), &Probe::Answered(answer));
+            assert_eq!(count, Count { votes, somebody_ahead: ahead }, "{what}");
+        }
+        let enough = Count { votes: 1, somebody_ahead: true };
+        assert!(bound.verdict(&enough, &"c".into()).is_ok());
+        let alone = Count { votes: 0, somebody_ahead: false };
+        assert!(bound.verdict(&alone, &"a".into()).is_ok(), "who led holds everything");
+        assert!(bound.verdict(&alone, &"b".into()).is_err());
     }
 }

@@ -611,6 +611,49 @@ fn the_race_after_an_operators_request() {
     assert!(last.turn().did("acquire"), "nobody else is left");
 }
 
+/// Proves HA-075 (row 4, ours): a candidate that a rule keeps from the key for good takes the request off.
+/// Members of Patroni's would wait for it for ever, because it answers. (the simulator, seed 3668)
+#[test]
+fn a_candidate_that_may_not_lead_takes_the_request_off() {
+    let old = || {
+        Scene::leaderless().set(|script| {
+            script.settings.check_timeline = true;
+            script.view.history = History::parse(r#"[[1,100,""],[2,200,""]]"#);
+            script.view.failover = Some(asks(None, Some("a")));
+        })
+    };
+    let outside = || {
+        Scene::leaderless().set(|script| {
+            script.settings.failsafe_mode = true;
+            script.view.failsafe = hathi_dcs::Failsafe::parse(r#"{"b":"http://b:8008/patroni"}"#);
+            script.view.failover = Some(asks(Some("b"), Some("a")));
+        })
+    };
+    for (why, rule, mut scene) in
+        [("behind", "HA-075", old()), ("not in /failsafe", "HA-092", outside())]
+    {
+        let came = scene.turn();
+        assert!(came.fired(rule) && !came.did("acquire"), "{why}: {came:?}");
+        assert!(came.did("failover {}"), "{why}: {came:?}");
+    }
+    let later = || {
+        outside().set(|script| {
+            let at = chrono::DateTime::from_timestamp_millis(super::stage::WALL + 60_000);
+            let request = &mut script.view.failover.as_mut().unwrap().value;
+            request.scheduled_at = at.map(|at| at.fixed_offset().into());
+        })
+    };
+    for (why, mut scene) in [
+        ("another's", old().set(|script| script.view.failover = Some(asks(None, Some("c"))))),
+        ("not due", later()),
+        ("paused", old().set(|script| script.settings.pause = true)),
+        ("it waits", old().set(|script| script.pg.server = Server::Silent("frozen".into()))),
+    ] {
+        let came = scene.turn();
+        assert!(!came.did("failover") && !came.did("acquire"), "{why}: {came:?}");
+    }
+}
+
 /// Proves HA-307.
 #[test]
 fn a_replica_keeps_its_stream_while_nobody_leads() {

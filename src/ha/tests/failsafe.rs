@@ -85,6 +85,33 @@ fn everybody_must_accept() {
     }
 }
 
+/// Proves HA-154 and HA-304: what the members promised is not used up by a server that does not answer. Of
+/// a lease of 3 s, half a second to ask them again and the demotion are left, however long the slots take.
+/// (the simulator, seed 6501)
+#[test]
+fn the_promise_outlives_a_frozen_server() {
+    for silent_load in [false, true] {
+        let mut scene = in_failsafe_mode(Scene::leader()).set(|script| {
+            script.settings.timing = Timing { ttl: 3, loop_wait: 1, retry_timeout: 1 };
+        });
+        scene.hold_lease();
+        scene.turn();
+        let mut scene = scene.later(1_600).set(|script| {
+            script.settings.use_slots = true;
+            script.renew = Err(unreachable());
+            script.load = if silent_load { Err(unreachable()) } else { Ok(()) };
+            script.takes.insert("slots", 60_000);
+        });
+        let came = scene.turn();
+        assert!(goes_on(&came) && came.fired("PG-261"), "{silent_load}: {came:?}");
+        let left = scene.lease_left().expect("licensed");
+        assert!(left >= 1_300, "{silent_load}: {left} ms are left: {came:?}");
+        // Asked again in time, they agree again.
+        let came = scene.later(left - 1_300).set(|script| script.takes.clear()).turn();
+        assert!(goes_on(&came), "{silent_load}: {came:?}");
+    }
+}
+
 /// Proves HA-156: the map itself.
 #[test]
 fn whom_the_map_names() {

@@ -14,6 +14,7 @@ mod rules;
 mod slots;
 mod stage;
 mod standby;
+mod synchronous;
 mod tasks;
 mod watchdog;
 mod wheel;

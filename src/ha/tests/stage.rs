@@ -63,6 +63,8 @@ pub struct Script {
     pub sync: Result<(), DcsError>,
     /// So many writes of `/sync` meet another one that came before.
     pub sync_conflicts: u32,
+    /// Who got the key in the moment of such a write.
+    pub led_since: Option<Leader>,
     pub names: Result<(), PgError>,
     /// Turns are written down.
     pub recorded: bool,
@@ -282,6 +284,7 @@ impl Scene {
             takes: BTreeMap::new(),
             sync: Ok(()),
             sync_conflicts: 0,
+            led_since: None,
             names: Ok(()),
             recorded: true,
             wall: WALL,
@@ -337,6 +340,10 @@ impl Scene {
     /// What was done to the world since the last turn began.
     pub fn done(&self) -> Vec<String> {
         self.stage.with(|script| script.done.clone())
+    }
+
+    pub fn now(&self) -> Millis {
+        self.stage.with(|script| script.now)
     }
 
     /// Until when the lease is believed in, from now on.
@@ -737,6 +744,9 @@ impl Dcs for Stage {
             script.sync.clone()?;
             if script.sync_conflicts > 0 {
                 script.sync_conflicts -= 1;
+                if let Some(leader) = script.led_since.take() {
+                    script.view.leader = Some(leader);
+                }
                 return Err(DcsError::conflict("sync"));
             }
             let version = Version(script.view.sync.as_ref().map_or(1, |old| old.version.0 + 1));
@@ -842,8 +852,12 @@ impl Postgres for Stage {
         })
     }
 
-    async fn set_slots(&self, plan: &SlotPlan, _: Deadline) -> Result<(), PgError> {
+    async fn set_slots(&self, plan: &SlotPlan, by: Deadline) -> Result<(), PgError> {
         self.note(format!("slots {:?}", plan.physical.keys().collect::<Vec<_>>()));
+        if self.now() > by.0 {
+            self.with(|script| script.now = by.0);
+            return Err(PgError::TimedOut { what: "slots", waited_ms: 0 });
+        }
         for (name, wanted) in &plan.logical {
             self.note(format!("logical {name} in {} at {:?}", wanted.database, wanted.position));
         }
