@@ -11,6 +11,7 @@ mod clocks;
 mod control;
 mod cuts;
 mod frozen;
+mod modes;
 mod runner;
 mod stage;
 
@@ -31,7 +32,22 @@ macro_rules! scenarios {
 }
 
 fn main() -> ExitCode {
-    runner::run(scenarios![
+    // One store is enough for each mode: what differs between stores is tried by the others.
+    let modes = vec![
+        Scenario::new("raft::blows_in_synchronous_mode", |n| {
+            Box::pin(modes::blows_in_synchronous_mode(n, Store::Raft))
+        }),
+        Scenario::new("etcd::blows_in_quorum_mode", |n| {
+            Box::pin(modes::blows_in_quorum_mode(n, ETCD))
+        }),
+        Scenario::new("etcd::blows_in_failsafe_mode", |n| {
+            Box::pin(modes::blows_in_failsafe_mode(n, ETCD))
+        }),
+        Scenario::new("raft::blows_in_pause", |n| Box::pin(modes::blows_in_pause(n, Store::Raft))),
+    ];
+    // The longest first.
+    let mut all = modes;
+    all.extend(scenarios![
         cuts::primary_cut_from_everything,
         cuts::primary_cut_from_the_store_only,
         cuts::replica_cut_from_the_store_only,
@@ -49,5 +65,6 @@ fn main() -> ExitCode {
         clocks::wall_clocks_jump,
         control::without_a_guard_two_writers_are_found,
         control::with_the_guard_the_same_run_is_clean,
-    ])
+    ]);
+    runner::run(all)
 }

@@ -82,6 +82,12 @@ impl Stage {
         (new.node, Loss { to: new.sent, ..Loss::just_before(fault) })
     }
 
+    /// Everybody has a place behind this one, which is the primary from now on.
+    pub async fn led_by(&mut self, new: usize) {
+        assert_eq!(self.cluster.healthy(SETTLED).await, new, "{}", self.cluster.report());
+        self.primary = new;
+    }
+
     /// Waits until a node takes no writes any more (it may be down).
     pub async fn gives_up(&self, node: usize) {
         self.cluster
