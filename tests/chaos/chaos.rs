@@ -2,7 +2,7 @@
 //! words: `clean`, `two writers`, or `in doubt`.
 //!
 //! ```text
-//! scripts/chaos --seed N --minutes M --store raft|etcd --mode async|sync|quorum|failsafe --nodes 3
+//! scripts/chaos --seed N --minutes M --store raft|etcd|consul|zookeeper|redis|kubernetes --mode async|sync|quorum|failsafe --nodes 3
 //!               [--agent hathi|patroni] [--guard off] [--only FAULT,...] [--schedule COUNT]
 //! ```
 //! Ends with 0 (clean), 1 (two writers), 2 (in doubt), 64 (no such option), 77 (this machine or
@@ -14,8 +14,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-const USAGE: &str = "usage: scripts/chaos [--seed N] [--minutes M] [--store raft|etcd] \
-[--mode async|sync|quorum|failsafe] [--nodes N] [--agent hathi|patroni] [--guard on|off] \
+const USAGE: &str = "usage: scripts/chaos [--seed N] [--minutes M] \
+[--store raft|etcd|consul|zookeeper|redis|kubernetes] [--mode async|sync|quorum|failsafe] [--nodes N] [--agent hathi|patroni] [--guard on|off] \
 [--only FAULT,...] [--schedule COUNT]";
 
 struct Asked {
@@ -110,7 +110,7 @@ fn asked() -> Result<Asked, String> {
         only: Vec::new(),
         wall_clocks: true,
     };
-    let (mut nodes, mut schedule, mut etcd) = (3, None, false);
+    let (mut nodes, mut schedule, mut store) = (3, None, "raft".to_owned());
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{name} wants a value"))?;
@@ -121,8 +121,7 @@ fn asked() -> Result<Asked, String> {
                 let minutes: f64 = n.parse().map_err(|_| wrong())?;
                 options.lasts = Duration::try_from_secs_f64(minutes * 60.0).map_err(|_| wrong())?;
             }
-            ("--store", "raft") => etcd = false,
-            ("--store", "etcd") => etcd = true,
+            ("--store", name) => store = name.to_owned(),
             ("--mode", word) => {
                 let found = Mode::ALL.iter().find(|(name, _)| *name == word);
                 options.mode = found.map(|(_, mode)| *mode).ok_or_else(wrong)?;
@@ -147,11 +146,19 @@ fn asked() -> Result<Asked, String> {
             _ => return Err(wrong()),
         }
     }
-    if options.agent == Agent::Patroni && !etcd {
+    options.store = match store.as_str() {
+        "raft" => Store::Raft,
+        // A member on each machine.
+        "etcd" => Store::Etcd { members: nodes },
+        // Beside the machines: the store itself is not hurt, but cut off from them.
+        "consul" => Store::Consul { members: 3 },
+        "zookeeper" => Store::ZooKeeper { members: 3 },
+        "redis" => Store::Redis,
+        "kubernetes" => Store::Kubernetes { endpoints: true },
+        other => return Err(format!("--store {other}: not understood")),
+    };
+    if options.agent == Agent::Patroni && store != "etcd" {
         return Err("--agent patroni needs --store etcd".to_owned());
-    }
-    if etcd {
-        options.store = Store::Etcd { members: nodes };
     }
     Ok(Asked { options, nodes, schedule })
 }

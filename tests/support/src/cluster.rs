@@ -130,6 +130,12 @@ pub struct Cluster {
     started: Instant,
 }
 
+fn port(host: impl AsRef<str>) -> u16 {
+    let host = host.as_ref();
+    let port = host.rsplit(':').next().and_then(|port| port.parse().ok());
+    port.unwrap_or_else(|| panic!("{host}: no port"))
+}
+
 impl Cluster {
     /// Directories, files, ports and the store, but no agent yet.
     pub async fn prepare(options: ClusterOptions) -> Self {
@@ -169,6 +175,15 @@ impl Cluster {
             redis_hosts.map(|(host, port)| format!("{host}:{port}")).collect();
         let consul_hosts = consul.as_ref().map(Consul::hosts).unwrap_or_default();
         let zookeeper_hosts = zookeeper.as_ref().map(ZooKeeper::hosts).unwrap_or_default();
+        if let Some(network) = &options.network {
+            // These servers are beside the machines, in the hub.
+            let mut ports: Vec<u16> =
+                consul_hosts.iter().chain(&zookeeper_hosts).chain(&redis_hosts).map(port).collect();
+            ports.extend(kubernetes.iter().flat_map(Kubernetes::urls).map(|url| port(&url)));
+            if !ports.is_empty() {
+                network.lend(&ports).unwrap_or_else(|e| panic!("{e}"));
+            }
+        }
         leftovers::clean("hathi-cluster-");
         let dir = osuser::server_dir("hathi-cluster-");
         let owner = Owner::of(dir.path()).expect("the lock of the run's directory");

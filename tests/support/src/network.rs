@@ -15,6 +15,9 @@
 //! between two machines. The hub reaches everybody all the time: it is the client that looks for
 //! a second primary, and must see one also behind a cut.
 //!
+//! A store may be in the hub as well ([`Network::lend`]): its servers listen on the hub's loopback, and
+//! each machine finds them at the same ports of its own. Where it is cut off, their packets are lost.
+//!
 //! Clocks: each machine may have a boottime of its own (a time namespace, fixed while it runs) and
 //! a wall clock that jumps (libfaketime, [`Machine::set_wall_clock`]).
 
@@ -37,6 +40,9 @@ pub const ETCD_CLIENT_PORT: u16 = 2379;
 pub const ETCD_PEER_PORT: u16 = 2380;
 pub const ETCD_METRICS_PORT: u16 = 2381;
 const STORE_PORTS: &str = "{ 2222, 2379, 2380 }";
+
+/// In a [`Cut`]: the store's servers in the hub, instead of a machine.
+pub const LENT: usize = usize::MAX;
 
 /// All addresses of a network; they mean something inside our own namespaces only.
 pub const SUBNET: &str = "10.77.0.0/24";
@@ -82,6 +88,8 @@ pub struct Network {
     hub: File,
     machines: Vec<Arc<Machine>>,
     cuts: Mutex<Vec<Cut>>,
+    /// Ports of the hub's loopback that every machine has as its own.
+    lent: Mutex<Vec<u16>>,
 }
 
 impl Network {
@@ -102,7 +110,8 @@ impl Network {
         ];
         bridge.iter().try_for_each(|words| ip(&hub, words))?;
         let machines = (0..count).map(|i| machine(&hub, i)).collect::<Result<Vec<_>, _>>()?;
-        let network = Self { hub, machines, cuts: Mutex::new(Vec::new()) };
+        let (cuts, lent) = Default::default();
+        let network = Self { hub, machines, cuts, lent };
         network.apply(&[])?;
         Ok(Arc::new(network))
     }
@@ -128,6 +137,24 @@ impl Network {
 
     pub fn is_empty(&self) -> bool {
         self.machines.is_empty()
+    }
+
+    /// Servers that listen on these ports of the hub's loopback are from now on on each machine's, too.
+    ///
+    /// # Errors
+    /// This kernel does not translate addresses.
+    pub fn lend(&self, ports: &[u16]) -> Result<(), String> {
+        for net in self.machines.iter().map(|machine| &machine.net).chain([&self.hub]) {
+            inside(net, || std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1"))
+                .map_err(|e| format!("route_localnet: {e}"))?;
+        }
+        *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = ports.to_vec();
+        let cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.apply(&cuts)
+    }
+
+    fn has_lent(&self) -> bool {
+        !self.lent.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Puts more cuts in force.
@@ -160,7 +187,8 @@ impl Network {
     }
 
     fn others(&self, than: usize) -> impl Iterator<Item = usize> {
-        (0..self.machines.len()).filter(move |i| *i != than)
+        let lent = self.has_lent().then_some(LENT);
+        (0..self.machines.len()).filter(move |i| *i != than).chain(lent)
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Cut>)) {
@@ -171,21 +199,16 @@ impl Network {
 
     /// Each machine's whole rule set at once.
     fn apply(&self, cuts: &[Cut]) -> Result<(), String> {
+        let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let address = |i: usize| self.machines[i].address;
         for (i, machine) in self.machines.iter().enumerate() {
-            let mut nft = Command::new("nft");
-            nft.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
-            let rules = rules(cuts, i, |from| self.machines[from].address);
-            let mut child =
-                inside(&machine.net, || nft.spawn()).map_err(|e| format!("nft: {e}"))?;
-            if let Some(mut input) = child.stdin.take() {
-                input.write_all(rules.as_bytes()).map_err(|e| format!("nft: {e}"))?;
-            }
-            let out = child.wait_with_output().map_err(|e| format!("nft: {e}"))?;
-            if !out.status.success() {
-                return Err(format!("nft: {}\n{rules}", String::from_utf8_lossy(&out.stderr)));
-            }
+            let text = rules(cuts, i, address) + &borrowing(cuts, i, &lent);
+            nft(&machine.net, &text)?;
         }
-        Ok(())
+        if lent.is_empty() {
+            return Ok(());
+        }
+        nft(&self.hub, &lending(cuts, &lent, address))
     }
 
     /// Runs a test: its future, its tasks and its blocking work are in the hub, from where every
@@ -256,7 +279,7 @@ fn rules(cuts: &[Cut], here: usize, address: impl Fn(usize) -> Ipv4Addr) -> Stri
     let mut text = "flush ruleset\ntable inet cut {\n chain arrives {\n  \
                     type filter hook input priority 0; policy accept;\n"
         .to_owned();
-    for cut in cuts.iter().filter(|c| c.to == here) {
+    for cut in cuts.iter().filter(|c| c.to == here && c.from != LENT) {
         let from = address(cut.from);
         let _ = match cut.what {
             Traffic::All => writeln!(text, "  ip saddr {from} drop"),
@@ -268,6 +291,58 @@ fn rules(cuts: &[Cut], here: usize, address: impl Fn(usize) -> Ipv4Addr) -> Stri
         };
     }
     text + " }\n}\n"
+}
+
+fn listed(ports: &[u16]) -> String {
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    format!("{{ {} }}", ports.join(", "))
+}
+
+/// On a machine: what goes to one of these ports of its loopback goes to the hub, and comes back from
+/// there; or is lost on its way back.
+fn borrowing(cuts: &[Cut], here: usize, lent: &[u16]) -> String {
+    if lent.is_empty() {
+        return String::new();
+    }
+    let ports = listed(lent);
+    let lost = match cuts.iter().any(|c| c.to == here && c.from == LENT) {
+        true => format!("ip saddr {HUB} tcp sport {ports} drop"),
+        false => String::new(),
+    };
+    format!(
+        "table ip borrowed {{\n chain out {{\n  type nat hook output priority -100;\n  \
+         ip daddr 127.0.0.1 tcp dport {ports} dnat to {HUB}\n }}\n chain away {{\n  \
+         type nat hook postrouting priority 100;\n  ip daddr {HUB} masquerade\n }}\n \
+         chain back {{\n  type filter hook prerouting priority -300;\n  {lost}\n }}\n}}\n"
+    )
+}
+
+/// In the hub: what machines send to these ports reaches its loopback, or is lost.
+fn lending(cuts: &[Cut], lent: &[u16], address: impl Fn(usize) -> Ipv4Addr) -> String {
+    let ports = listed(lent);
+    let mut lost = String::new();
+    for cut in cuts.iter().filter(|c| c.to == LENT) {
+        let _ = writeln!(lost, "  ip saddr {} tcp dport {ports} drop", address(cut.from));
+    }
+    format!(
+        "flush ruleset\ntable ip lent {{\n chain arrives {{\n  type filter hook prerouting priority -300;\n\
+         {lost} }}\n chain in {{\n  type nat hook prerouting priority -100;\n  \
+         ip daddr {HUB} tcp dport {ports} dnat to 127.0.0.1\n }}\n}}\n"
+    )
+}
+
+fn nft(net: &File, rules: &str) -> Result<(), String> {
+    let mut nft = Command::new("nft");
+    nft.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = inside(net, || nft.spawn()).map_err(|e| format!("nft: {e}"))?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(rules.as_bytes()).map_err(|e| format!("nft: {e}"))?;
+    }
+    let out = child.wait_with_output().map_err(|e| format!("nft: {e}"))?;
+    if !out.status.success() {
+        return Err(format!("nft: {}\n{rules}", String::from_utf8_lossy(&out.stderr)));
+    }
+    Ok(())
 }
 
 fn machine(hub: &File, i: usize) -> Result<Arc<Machine>, String> {
@@ -354,5 +429,21 @@ mod tests {
         assert!(here.contains("ip saddr 10.77.0.13 tcp dport { 2222, 2379, 2380 } drop"), "{here}");
         assert!(here.contains("ip saddr 10.77.0.13 tcp sport { 2222, 2379, 2380 } drop"), "{here}");
         assert!(!rules(&cuts, 0, address).contains("drop"));
+    }
+
+    #[test]
+    fn a_lent_store_is_cut_at_both_ends() {
+        let (to, from) = (
+            Cut { from: 1, to: LENT, what: Traffic::All },
+            Cut { from: LENT, to: 1, what: Traffic::All },
+        );
+        let address = |i: usize| Ipv4Addr::new(10, 77, 0, 11 + i as u8);
+        let lost = "ip saddr 10.77.0.12 tcp dport { 8500 } drop";
+        assert!(lending(&[to, from], &[8500], address).contains(lost));
+        assert!(!lending(&[from], &[8500], address).contains(lost));
+        assert!(borrowing(&[to, from], 1, &[8500]).contains("tcp sport { 8500 } drop"));
+        assert!(!borrowing(&[to, from], 0, &[8500]).contains("drop"));
+        assert!(!rules(&[to, from], 1, address).contains("drop"));
+        assert_eq!(borrowing(&[from], 1, &[]), "");
     }
 }

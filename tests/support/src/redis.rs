@@ -182,6 +182,8 @@ impl StoreServers for Redis {
             let port = self.ports[i].to_string();
             let mut command = Command::new(BINARY);
             command.args(["--bind", "127.0.0.1", "--save", "", "--dir"]).arg(&dir);
+            // Whoever comes from a machine of a test's network has another address.
+            command.args(["--protected-mode", "no"]);
             match self.options.forgetful {
                 true => command.args(["--appendonly", "no"]),
                 false => command.args(["--appendonly", "yes", "--appendfsync", "always"]),
