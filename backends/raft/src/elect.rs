@@ -212,7 +212,7 @@ pub(crate) async fn lead(node: Arc<Node>, mut alarm: Alarm) {
         let since = boottime();
         let mut sign = since;
         let alone = node.network.peers.is_empty();
-        let (mut showing, mut tried) = (None, boottime());
+        let (mut showing, mut tried, mut left_out) = (None, boottime(), false);
         while node.is_leader() {
             let next = next_end(&node, since);
             tokio::select! {
@@ -228,8 +228,14 @@ pub(crate) async fn lead(node: Arc<Node>, mut alarm: Alarm) {
                     }
                 }
                 () = alarm.at(sign), if !alone && showing.is_none() => {
-                    sign = boottime().plus(node.config.append_entries_period_ms);
-                    showing = Some(Box::pin(show_life(&node)));
+                    let period = node.config.append_entries_period_ms;
+                    let heard = node.network.all_heard().filter(|_| !left_out);
+                    let spared = spared(heard, boottime(), period);
+                    left_out = spared.is_some();
+                    sign = spared.unwrap_or_else(|| boottime().plus(period));
+                    if spared.is_none() {
+                        showing = Some(Box::pin(show_life(&node)));
+                    }
                 }
                 () = ends(next.map(|(at, _, _)| at)) => {
                     if let Some((_, lease, seen)) = next {
@@ -246,6 +252,12 @@ pub(crate) async fn lead(node: Arc<Node>, mut alarm: Alarm) {
         }
         tracing::info!("raft: this member does not lead the store any more");
     }
+}
+
+/// Everybody took an entry from us since the last sign of life: the next is due a period after that. Not
+/// twice in a row (`heard` is not given then): other work waits for the sign as well.
+fn spared(heard: Option<Millis>, now: Millis, period_ms: u64) -> Option<Millis> {
+    heard.map(|heard| heard.plus(period_ms)).filter(|due| *due > now)
 }
 
 /// The lease that ends first: when, which, and what this member last saw of it.
@@ -274,5 +286,22 @@ async fn ends(at: Option<Millis>) {
     match at {
         None => std::future::pending().await,
         Some(at) => tokio::time::sleep(Deadline(at).left()).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_a_sign_of_life() {
+        let spared = |heard: Option<u64>| spared(heard.map(Millis), Millis(10_000), 1_500);
+        assert_eq!(spared(None), None, "somebody has never heard of us");
+        assert_eq!(spared(Some(8_500)), None, "just as long ago as signs of life are apart");
+        assert_eq!(
+            spared(Some(9_400)),
+            Some(Millis(10_900)),
+            "a period after what they heard last"
+        );
     }
 }

@@ -44,6 +44,13 @@ impl Network {
         self.acks.lock().unwrap_or_else(PoisonError::into_inner).insert(from, at);
     }
 
+    /// The latest moment since which every partner is known to have heard of this member; `None`: one
+    /// never has.
+    pub(crate) fn all_heard(&self) -> Option<Millis> {
+        let acks = self.acks.lock().unwrap_or_else(PoisonError::into_inner);
+        self.peers.keys().map(|id| acks.get(id).copied()).min().flatten()
+    }
+
     /// When a majority of this member and these others was last known to follow this member;
     /// `None`: never.
     pub(crate) fn quorum_heard(&self, others: &[u64]) -> Option<Millis> {
