@@ -51,6 +51,13 @@ pub fn merged(stored: &History, local: &[TimelineEnd], me: &MemberName, max: u32
     History { entries, readable: true }
 }
 
+/// The rows without that of the promotion to this timeline: [`merged`] stamps it anew.
+pub fn without_row(stored: &History, timeline: Timeline) -> History {
+    let mut rest = stored.clone();
+    rest.entries.retain(|row| row.timeline.0.saturating_add(1) != timeline.0);
+    rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

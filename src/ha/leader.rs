@@ -9,7 +9,7 @@ use crate::ha::settings::Settings;
 use crate::ha::sync::{self, promotion::Prepared};
 use crate::ha::task::{Demotion, Kind, Task, immediate, within};
 use crate::ha::turn::{Decided, Lock, Turn};
-use crate::ha::{failsafe, history, request, slots, standby};
+use crate::ha::{failsafe, history, lineage, request, slots, standby};
 use hathi_dcs::{Deadline, Lsn, MemberName, Role, Timeline};
 
 /// The store says that the lock is gone, with or without a new owner. (HA-063)
@@ -263,9 +263,12 @@ fn checkpoint_after_promotion(turn: &mut Turn<'_>) {
 
 /// HA-120.
 async fn write_history(turn: &mut Turn<'_>, timeline: Timeline) {
-    if timeline == Timeline(0) || !history::is_stale(&turn.view.history, timeline) {
+    let corrected = lineage::corrected(turn, timeline);
+    let stale = corrected.is_some() || history::is_stale(&turn.view.history, timeline);
+    if timeline == Timeline(0) || !stale {
         return;
     }
+    let stored = corrected.unwrap_or_else(|| turn.view.history.clone());
     let local = if timeline == Timeline(1) {
         Vec::new()
     } else {
@@ -276,7 +279,7 @@ async fn write_history(turn: &mut Turn<'_>, timeline: Timeline) {
         }
     };
     let max = turn.settings.max_timelines_history;
-    let new = history::merged(&turn.view.history, &local, &turn.settings.me, max);
+    let new = history::merged(&stored, &local, &turn.settings.me, max);
     if new == turn.view.history {
         return;
     }

@@ -147,6 +147,14 @@ pub struct Memory {
     pub slots_judged: Option<String>,
     /// Who was the primary of the timeline that this server has, when it was seen first. (PG-147)
     pub timeline_of: Option<(Timeline, MemberName)>,
+    /// The timeline of the primary that was last found fit to be followed, if it is later than ours was.
+    pub next_timeline_of: Option<(Timeline, MemberName)>,
+    /// Whose timeline this agent found when it began was asked. (PG-147)
+    pub past_noted: bool,
+    /// A promotion of this agent's ended; the next look at the primary says on which timeline.
+    pub promoted: bool,
+    /// The timeline to which this agent itself promoted this server last.
+    pub began: Option<Timeline>,
     /// The timeline of the leader we followed last; a higher one asks for a rewind check. (HA-125)
     pub leader_timeline: Timeline,
     /// This standby does not stream from its upstream; when that was noticed, or asked about last.

@@ -31,6 +31,7 @@ pub mod history;
 pub mod journal;
 mod leader;
 pub mod lease;
+mod lineage;
 pub mod manual;
 mod member;
 mod memory;

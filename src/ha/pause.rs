@@ -69,7 +69,7 @@ async fn look(turn: &mut Turn<'_>) -> Decided {
         Lock::Mine { .. } if turn.pg.is_primary => with_lock(turn).await,
         Lock::Mine { .. } => lock_of_a_standby(turn).await,
         Lock::Free => match may_lead(turn).await {
-            Ok(()) => election::take_key(turn).await,
+            Ok(()) => lead(turn).await,
             Err((rule, why)) => {
                 turn.because(rule, why);
                 Decided::line(format!("no action. I am ({me})"))
@@ -89,6 +89,16 @@ async fn look(turn: &mut Turn<'_>) -> Decided {
             let decided = follower::follow(turn, &holder).await;
             without_restart(turn, decided)
         }
+    }
+}
+
+/// An operator named me, or I led before. The promotion that was asked for is done; what a standby leader
+/// would have to be stopped for waits. (HA-133, HA-134; the simulator, seeds 637, 1051)
+async fn lead(turn: &mut Turn<'_>) -> Decided {
+    let decided = election::take_key(turn).await;
+    match &decided.start {
+        Some(Task::Promote) | None => decided,
+        Some(_) => without_restart(turn, decided),
     }
 }
 
@@ -195,7 +205,7 @@ async fn lock_of_a_standby(turn: &mut Turn<'_>) -> Decided {
         .view
         .pending_failover()
         .is_some_and(|request| request.value.candidate.as_ref() == Some(turn.me()));
-    if asked {
+    if asked && !standby::is_in_force(turn) {
         turn.because("HA-061", "an operator asked for me; the promotion is not finished");
         return leader::enforce_primary(turn).await;
     }

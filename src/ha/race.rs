@@ -128,8 +128,11 @@ pub fn against(
         return primary_alive(peer, answer);
     }
     primary_alive(peer, answer)?;
-    // It cannot win itself (b): were it to keep others from winning, nobody would.
-    if answer.timeline != Timeline(0) && answer.timeline < demands.cluster_timeline {
+    // It cannot win itself (a, b): were it to keep others from winning, nobody would.
+    let lags = demands
+        .leader_lsn_and_lag
+        .is_some_and(|(at, most)| at.0.saturating_sub(answer.lsn.0) > most);
+    if lags || answer.timeline != Timeline(0) && answer.timeline < demands.cluster_timeline {
         return Ok(());
     }
     match elder(me.timeline, answer.timeline) {
@@ -328,6 +331,32 @@ mod tests {
         let unknown = Myself { timeline: Timeline(0), ..me };
         let probe = Probe::Answered(on(3, 1));
         assert_eq!(against(&unknown, &demands(), &peer, &probe), Ok(()), "mine is unknown");
+    }
+
+    /// Proves HA-095 (steps a and b) with HA-322: a peer that lags too far to win keeps nobody from winning,
+    /// on whatever timeline. An operator's failover knows no lag. (the simulator, seed 2241: the data
+    /// directory of a former life, on a later timeline, made the rest of the cluster wait)
+    #[test]
+    fn who_cannot_win_keeps_nobody_from_winning() {
+        let peer = MemberName::from("p");
+        let me = Myself { timeline: Timeline(2), ..me(10_000) };
+        let judge = |limit: Option<(Lsn, u64)>, lsn: u64| {
+            let probe = Probe::Answered(PeerAnswer { timeline: Timeline(4), ..answer(lsn) });
+            let demands = Demands { leader_lsn_and_lag: limit, ..demands() };
+            against(&me, &demands, &peer, &probe)
+        };
+        let newer = Err(Unfit::NewerTimeline {
+            peer: peer.clone(),
+            mine: Timeline(2),
+            theirs: Timeline(4),
+        });
+        assert_eq!(judge(Some((Lsn(10_000), 1_000)), 8_999), Ok(()));
+        assert_eq!(judge(Some((Lsn(10_000), 1_000)), 9_000), newer);
+        assert_eq!(judge(None, 1), newer);
+        let primary = PeerAnswer { in_recovery: false, ..answer(1) };
+        let demands = Demands { leader_lsn_and_lag: Some((Lsn(10_000), 1_000)), ..demands() };
+        let alive = against(&me, &demands, &peer, &Probe::Answered(primary));
+        assert_eq!(alive, Err(Unfit::PrimaryAlive(peer)), "a primary does, whatever it lacks");
     }
 
     /// Proves HA-076 (one candidate).

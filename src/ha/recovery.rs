@@ -3,6 +3,7 @@
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::follower;
 use crate::ha::leader;
+use crate::ha::lineage;
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{ControlData, ControlState, LocalEnd, SourceHistory, TimelineEnd, Upstream};
 use crate::ha::rewind::{Divergence, diverged};
@@ -62,6 +63,9 @@ pub async fn not_running(turn: &mut Turn<'_>) -> Decided {
     }
     let by = Deadline(turn.now().plus(2_000));
     let control = turn.ports.postgres.control(by).await;
+    if let Some(control) = &control {
+        lineage::note_down(turn, control).await;
+    }
     if turn.i_own_the_lock()
         && let Some(decided) = crashed_primary(turn, control.as_ref(), crashed).await
     {
@@ -388,7 +392,7 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) -> bool {
         turn.because("PG-145", format!("{} is still in recovery", source.name));
         return false;
     }
-    let twin = is_a_twin(turn, &local);
+    let twin = lineage::is_a_twin(turn, &local, source, &history);
     let parted = twin || parted(turn, &local, &history).await;
     let (answer, rule) = if parted {
         (Divergence::Diverged("we share the numbers of our timelines, not their history"), "PG-147")
@@ -401,6 +405,7 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) -> bool {
             turn.memory.log_is_gone = history.oldest.is_some_and(|oldest| local.lsn < oldest);
             turn.memory.rewind = Rewind::NotNeeded;
             turn.memory.gave_way = false;
+            lineage::expect(turn.memory, &local, source, &history);
             true
         }
         Divergence::Diverged(why) if history.in_recovery => {
@@ -417,25 +422,6 @@ async fn check(turn: &mut Turn<'_>, source: &Upstream) -> bool {
             true
         }
     }
-}
-
-/// I have the timeline of one primary, and `/history` says that another one began it: both were promoted
-/// from the very same position, and the first died before anybody heard of it. The history files agree;
-/// only what was written since differs, which neither streaming nor pg_rewind would notice. (PG-147)
-fn is_a_twin(turn: &mut Turn<'_>, local: &LocalEnd) -> bool {
-    let noted = turn.memory.timeline_of.as_ref().filter(|(of, _)| *of == local.timeline);
-    let whose = match noted {
-        _ if local.was_primary => turn.me().clone(),
-        Some((_, whose)) => whose.clone(),
-        None => return false,
-    };
-    let began = turn.view.history.entries.iter().find(|row| row.timeline.0 + 1 == local.timeline.0);
-    let Some(other) = began.and_then(|row| row.new_leader.clone()) else { return false };
-    let twin = other != whose && turn.view.member(&other).is_some();
-    if twin {
-        turn.because("PG-147", format!("{other} began the timeline that I have from {whose}"));
-    }
-    twin
 }
 
 /// Did the timelines before mine end at other points there? Then both nodes were promoted from the

@@ -4,6 +4,7 @@
 use crate::ha::failsafe;
 use crate::ha::journal::{Began, Calls, Decision, entry};
 use crate::ha::lease::Lease;
+use crate::ha::lineage;
 use crate::ha::manual::Answer;
 use crate::ha::memory::{AfterPromotion, Memory, Rewind, Running};
 use crate::ha::operator::{Order, Said, Wish};
@@ -417,8 +418,12 @@ async fn note(
             memory.bootstrapping = false;
             memory.joined = !failed;
         }
-        Kind::Clone => memory.rewind = Rewind::NotAsked,
+        Kind::Clone => {
+            lineage::forget(memory);
+            memory.rewind = Rewind::NotAsked;
+        }
         Kind::Rewind => {
+            lineage::forget(memory);
             memory.recovering = !failed;
             memory.rewinds_failed =
                 if failed { memory.rewinds_failed.saturating_add(1) } else { 0 };
@@ -437,8 +442,8 @@ async fn note(
             // (HA-026)
             memory.left_to_others_at = (gave_up && !failed).then(|| ports.clock.now());
         }
-        Kind::Promote
-        | Kind::StartAsPrimary
+        Kind::Promote => memory.promoted = !failed,
+        Kind::StartAsPrimary
         | Kind::Follow
         | Kind::SingleUser
         | Kind::CopySlots

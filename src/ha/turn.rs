@@ -13,12 +13,10 @@ use crate::ha::run::Exit;
 use crate::ha::settings::Settings;
 use crate::ha::task::{Kind, Task};
 use crate::ha::{
-    election, failsafe, follower, leader, member, pause, reached, recovery, restart, silence,
-    slots, start,
+    election, failsafe, follower, leader, lineage, member, pause, reached, recovery, restart,
+    silence, slots, start,
 };
-use hathi_dcs::{
-    ClusterView, DcsError, Deadline, Freshness, Member, MemberName, Millis, Role, State,
-};
+use hathi_dcs::{ClusterView, DcsError, Deadline, Freshness, MemberName, Millis, State};
 use std::sync::Arc;
 
 /// The leader key, as the store and our own lease show it together.
@@ -151,7 +149,7 @@ async fn seen(
     agree_on_ttl(ports, memory, &view, &mut reasons);
     lease.shorten(ports);
     let settings = ports.configuration.settings();
-    note_whose_timeline(memory, &view, &pg, &settings.me);
+    lineage::note(memory, &view, &pg, &settings.me);
     let now = ports.clock.now();
     failsafe::note_view(memory, &view, &settings, now);
     // While the promise binds its caller leads, whatever the store lacks. (HA-103)
@@ -183,6 +181,7 @@ async fn unseen(
 ) -> Turned {
     let view = memory.view.as_ref().map(|(view, _)| view.clone());
     let settings = ports.configuration.settings();
+    lineage::note_primary(memory, &pg, &settings.me);
     let until = lease.until(ports.clock.now());
     let mut turn = Turn {
         ports,
@@ -245,30 +244,6 @@ async fn apply_configuration(
     if let Err(why) = ports.configuration.apply(&config.value).await {
         reasons
             .push(Reason { rule: "CFG-038", why: format!("/config keeps its old values: {why}") });
-    }
-}
-
-/// Two primaries may have written timelines of the same number: whose is it that this server has? Noted
-/// when it is seen first, from the record of the one primary there is. (PG-147)
-fn note_whose_timeline(memory: &mut Memory, view: &ClusterView, pg: &Observation, me: &MemberName) {
-    let seen = match &pg.server {
-        Server::Primary { timeline, .. } => Some((*timeline, me.clone())),
-        Server::Standby(standby) if standby.streaming => {
-            let leads = |member: &&Member| {
-                member.data.role == Some(Role::Primary)
-                    && member.data.timeline == Some(standby.timeline)
-            };
-            let mut primaries = view.members.iter().filter(leads);
-            match (primaries.next(), primaries.next()) {
-                (Some(only), None) => Some((standby.timeline, only.name.clone())),
-                (_, _) => None,
-            }
-        }
-        Server::Standby(_) | Server::Down | Server::Starting | Server::Silent(_) => None,
-    };
-    let Some((timeline, whose)) = seen.filter(|(timeline, _)| timeline.0 > 1) else { return };
-    if memory.timeline_of.as_ref().is_none_or(|(known, _)| *known != timeline) || whose == *me {
-        memory.timeline_of = Some((timeline, whose));
     }
 }
 

@@ -29,8 +29,17 @@ pub struct Pause {
 
 /// Drawn from a stream of its own, so that every other choice of a run stays what it was.
 pub fn plan(world: &mut World, seed: u64) {
-    let mut random = Random::new(seed ^ 0x9A05E);
-    if !random.percent(20) {
+    plan_some(world, Random::new(seed ^ 0x9A05E), 20);
+}
+
+/// The same in a standby cluster, whose section may come and go meanwhile. Nobody promotes one of its
+/// members by hand: that would be another cluster.
+pub fn plan_standby(world: &mut World, seed: u64) {
+    plan_some(world, Random::new(seed ^ 0x9A05F), 35);
+}
+
+fn plan_some(world: &mut World, mut random: Random, percent: u64) {
+    if !random.percent(percent) {
         return;
     }
     let mut at = random.between(40, 200) * SECOND;
@@ -58,7 +67,11 @@ impl World {
             self.after(2 * SECOND, move |world| world.switch_pause(on));
             return;
         }
-        let Some((mut config, _)) = self.store.config.clone() else { return };
+        // What somebody emptied is put back by a leader, or by an operator who knows what was there.
+        let Some((mut config, _)) = self.store.config.clone().filter(|(map, _)| !map.is_empty())
+        else {
+            return self.after(2 * SECOND, move |world| world.switch_pause(on));
+        };
         let is = config.get("pause").and_then(serde_json::Value::as_bool).unwrap_or(false);
         if is == on {
             return;
@@ -117,7 +130,9 @@ impl World {
                 self.pg_die(node, "kill -9");
             }
             0..=4 => self.start_by_hand(node),
-            5 => self.promote_by_hand(node, random.between(50, 400) * MS),
+            5 if self.remote.is_none() => {
+                self.promote_by_hand(node, random.between(50, 400) * MS);
+            }
             6 | 7 => {
                 let other = random.pick(&self.nodes[..self.members()]).name.clone();
                 let leader = self.store.leader.as_ref().map(|held| held.name.clone());

@@ -88,7 +88,9 @@ impl Case {
         if !world.is_mixed() {
             crate::failsafe::plan(&mut world, self.seed);
         }
-        if world.remote.is_none() && !world.is_mixed() {
+        if world.remote.is_some() {
+            crate::pause::plan_standby(&mut world, self.seed);
+        } else if !world.is_mixed() {
             crate::pause::plan(&mut world, self.seed);
         }
         crate::standby::plan(&mut world, self.seed);

@@ -218,7 +218,9 @@ impl World {
 
     /// Somebody empties `/config`, which orders nothing. (HA-002, HA-113)
     fn wipe_config(&mut self, gone: bool) {
-        if self.quiet || !self.store.up || self.store.config.is_none() {
+        // In pause nobody may lead who would put it back.
+        let paused = self.store.config.as_ref().is_some_and(|(map, _)| map.contains_key("pause"));
+        if self.quiet || !self.store.up || self.store.config.is_none() || paused {
             return;
         }
         self.fault("/config wiped");

@@ -6,6 +6,7 @@
 mod candidates;
 mod decisions;
 mod failsafe;
+mod lineage;
 mod operator;
 mod pause;
 mod recordings;

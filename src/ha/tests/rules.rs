@@ -444,68 +444,6 @@ fn at(lsn: u64) -> Standby {
     standby
 }
 
-/// Proves PG-147 (twins): who has a timeline from one primary that `/history` says another one began is
-/// copied anew, though the history files agree; not the one whom `/history` names, nor who cannot know.
-#[test]
-fn a_timeline_that_another_one_began() {
-    let back = |was_primary: bool, from: Option<&str>, began: &str| {
-        let row = format!(r#"[[1,100,"no recovery target specified","t","{began}"]]"#);
-        let from = from.map(|name| (Timeline(2), hathi_dcs::MemberName::from(name)));
-        Scene::replica()
-            .remember(|memory| memory.timeline_of = from)
-            .set(move |script| {
-                down(&mut script.pg);
-                script.control = Some(control(ControlState::ShutDown));
-                script.settings.remove_data_directory_on_diverged_timelines = true;
-                script.view.history = hathi_dcs::History::parse(&row);
-                script.local_end = Some(crate::ha::ports::LocalEnd {
-                    timeline: Timeline(2),
-                    lsn: Lsn(500),
-                    was_primary,
-                    checkpoint_end: Some(Lsn(500)),
-                });
-                script.source = Ok(crate::ha::ports::SourceHistory {
-                    in_recovery: false,
-                    timeline: Timeline(2),
-                    ends: vec![crate::ha::ports::TimelineEnd {
-                        timeline: Timeline(1),
-                        switch_lsn: Lsn(100),
-                        reason: "no recovery target specified".into(),
-                        at: None,
-                    }],
-                    checkpoint_timeline: None,
-                    oldest: None,
-                });
-            })
-            .turn()
-    };
-    let copied = |came: &super::stage::Came| matches!(came.task, Some(Task::Reinitialize { .. }));
-    let came = back(true, None, "b");
-    assert!(copied(&came) && came.fired("PG-147"), "I was its primary: {came:?}");
-    let came = back(false, Some("c"), "b");
-    assert!(copied(&came), "I followed c there: {came:?}");
-    for (was_primary, from, began) in
-        [(true, None, "a"), (true, None, "gone"), (false, Some("b"), "b"), (false, None, "b")]
-    {
-        let came = back(was_primary, from, began);
-        assert!(!copied(&came), "{was_primary} {from:?} {began}: {came:?}");
-    }
-    // Noted from the record of the only primary on that timeline, once.
-    let mut scene = Scene::replica().set(|script| {
-        script.pg.server = Server::Standby(Standby { timeline: Timeline(2), ..at(1_000) });
-        script.view.members[1].data.timeline = Some(Timeline(2));
-    });
-    scene.turn();
-    assert_eq!(scene.memory.timeline_of, Some((Timeline(2), "b".into())));
-    let mut scene = scene.set(|script| {
-        script.view.members[1].data.role = Some(Role::Replica);
-        script.view.members[2].data.role = Some(Role::Primary);
-        script.view.members[2].data.timeline = Some(Timeline(2));
-    });
-    scene.turn();
-    assert_eq!(scene.memory.timeline_of, Some((Timeline(2), "b".into())), "who was seen first");
-}
-
 /// Proves PG-147 (a running one): who streams what is not the continuation of its own log follows nobody
 /// from then on, and stays up. (the simulator, seeds 4556, 7544)
 #[test]

@@ -881,7 +881,12 @@ impl Postgres for Stage {
             let mine = match &script.pg.server {
                 Server::Primary { timeline, .. } => *timeline,
                 Server::Standby(standby) => standby.timeline,
-                Server::Down | Server::Starting | Server::Silent(_) => timeline,
+                Server::Down | Server::Starting | Server::Silent(_) => {
+                    let control =
+                        script.control.as_ref().map(|control| control.checkpoint_timeline);
+                    let end = script.local_end.as_ref().map(|end| end.timeline);
+                    control.max(end).unwrap_or(timeline)
+                }
             };
             (mine, script.next_history)
         });

@@ -384,6 +384,30 @@ fn a_stopped_server_is_started() {
     assert_ne!(kind(came.task.as_ref()), Some(Kind::StartAsPrimary), "{came:?}");
 }
 
+/// Proves HA-133 and HA-134 (a standby cluster): a candidate that an operator named in pause gets the key, and
+/// what would stop its PostgreSQL waits for the end of the pause; nor is it promoted, whatever the request
+/// still says. (the simulator, seeds 637, 1051, 4277)
+#[test]
+fn a_named_standby_leader_in_pause() {
+    let asked = |script: &mut super::stage::Script| {
+        script.settings.pause = true;
+        let value =
+            hathi_dcs::Failover { candidate: Some("a".into()), ..hathi_dcs::Failover::default() };
+        script.view.failover = Some(Stored { value, version: Version(7) });
+    };
+    let mut scene = leaderless().set(asked).set(|script| script.follow = FollowChange::Restart);
+    let came = scene.turn();
+    assert!(came.did("acquire") && came.task.is_none(), "{came:?}");
+    let mut diverged = leaderless()
+        .set(asked)
+        .remember(|memory| memory.rewind = Rewind::Check)
+        .set(|script| script.source = Ok(history(2, &[(1, 500)])));
+    let came = diverged.turn();
+    assert!(came.did("acquire") && came.task.is_none() && came.fired("HA-134"), "{came:?}");
+    let came = leader().set(asked).turn();
+    assert!(came.task.is_none() && !came.fired("HA-061") && !came.did("release"), "{came:?}");
+}
+
 /// Proves HA-061, HA-131 and HA-134 (a standby cluster): in pause the standby leader keeps the lock
 /// and may change its upstream by a reload; nothing is restarted, demoted or promoted.
 #[test]
