@@ -68,7 +68,7 @@ impl Hands {
             Order::FreshStatus { reply } => {
                 let asked = boottime();
                 if let Some(seen) = self.postgres.fresh(Deadline(asked.plus(FRESH_MS))).await {
-                    self.publisher.observed(seen.clone(), boottime());
+                    self.publisher.observed(&seen, asked);
                     let _ = reply.send(seen);
                 }
             }

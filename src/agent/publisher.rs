@@ -63,14 +63,9 @@ impl Publisher {
         });
     }
 
-    /// A look somebody asked for.
-    pub fn observed(&self, postgres: Observation, at: Millis) {
-        self.change(|snapshot| {
-            if snapshot.observed_at <= at {
-                snapshot.postgres = postgres;
-                snapshot.observed_at = at;
-            }
-        });
+    /// A look somebody asked for, and when it began.
+    pub fn observed(&self, postgres: &Observation, began: Millis) {
+        self.change(|snapshot| snapshot.set_postgres(postgres, began));
     }
 }
 
@@ -110,7 +105,7 @@ impl Publish for Publisher {
             anew
         };
         self.change(|snapshot| {
-            snapshot.set_seen(&seen, boottime());
+            snapshot.set_seen(&seen);
             if read_anew {
                 snapshot.dcs_last_seen = Utc::now().timestamp();
             }

@@ -109,8 +109,9 @@ pub async fn run(
         spawn: Arc::new(Tasks(Handle::current())),
     };
     // Joins a server that runs already: the guard must know it before the store is waited for.
+    let began = hathi_dcs::boottime();
     let seen = ports.postgres.observe(Deadline::in_ms(2_000)).await;
-    publisher.observed(seen, hathi_dcs::boottime());
+    publisher.observed(&seen, began);
 
     let (order, orders) = mpsc::channel(64);
     let (end_api, api_ends) = oneshot::channel::<()>();

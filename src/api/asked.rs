@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::Method;
 use percent_encoding::percent_decode;
 use warp::filters::BoxedFilter;
+use warp::path::FullPath;
 use warp::{Filter, Rejection};
 
 /// A request that changes nothing.
@@ -16,51 +17,45 @@ pub struct Asked {
     pub query: Query,
 }
 
-impl Asked {
-    /// What lies between the first two slashes. (REST-031)
-    pub fn first_segment(&self) -> &str {
-        first_segment(&self.path)
-    }
-}
-
+/// What lies between the first two slashes. (REST-031)
 fn first_segment(path: &str) -> &str {
     path.trim_start_matches('/').split('/').next().unwrap_or_default()
 }
 
-/// Lets GET, HEAD and OPTIONS through, whatever the path.
-pub fn readable() -> BoxedFilter<(Asked,)> {
+/// Lets GET, HEAD and OPTIONS through, if the first segment of the path is one of ours. Every route is
+/// tried in turn, so nothing of a request is taken apart before it is known to be the route's own.
+pub fn readable(
+    is_ours: impl Fn(&str) -> bool + Clone + Send + Sync + 'static,
+) -> BoxedFilter<(Asked,)> {
     warp::method()
         .and(warp::path::full())
-        .and(warp::query::raw().or(warp::any().map(String::new)).unify())
-        .and_then(|method: Method, path: warp::path::FullPath, query: String| {
-            std::future::ready(if is_readable(&method) {
-                let path = collapse(path.as_str()).to_owned();
-                Ok(Asked { method, path, query: Query::parse(&query) })
+        .and_then(move |method: Method, path: FullPath| {
+            let ours = is_readable(&method) && is_ours(first_segment(path.as_str()));
+            std::future::ready(if ours {
+                Ok::<_, Rejection>((method, path))
             } else {
                 Err(warp::reject::not_found())
             })
+        })
+        .untuple_one()
+        .and(warp::query::raw().or(warp::any().map(String::new)).unify())
+        .map(|method: Method, path: FullPath, query: String| {
+            let path = collapse(path.as_str()).to_owned();
+            Asked { method, path, query: Query::parse(&query) }
         })
         .boxed()
 }
 
 /// Lets through what is readable and begins with this segment. (REST-031)
 pub fn readable_under(segment: &'static str) -> BoxedFilter<(Asked,)> {
-    readable()
-        .and_then(move |asked: Asked| {
-            std::future::ready(if asked.first_segment() == segment {
-                Ok::<_, Rejection>(asked)
-            } else {
-                Err(warp::reject::not_found())
-            })
-        })
-        .boxed()
+    readable(move |first| first == segment)
 }
 
 /// Lets through a writing method on this first segment, and nothing of the request else.
 pub fn writes(method: Method, segment: &'static str) -> BoxedFilter<()> {
     warp::method()
         .and(warp::path::full())
-        .and_then(move |asked: Method, path: warp::path::FullPath| {
+        .and_then(move |asked: Method, path: FullPath| {
             let hit = asked == method && first_segment(path.as_str()) == segment;
             std::future::ready(if hit { Ok(()) } else { Err(warp::reject::not_found()) })
         })

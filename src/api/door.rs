@@ -2,12 +2,15 @@
 //! REST-451)
 
 use crate::api::access::Peer;
+use crate::api::answer;
 use crate::api::asked::is_readable;
 use crate::api::connections::{Connections, Place};
-use crate::api::impatient::Impatient;
+use crate::api::impatient::{Impatient, Wire};
 use crate::api::local_socket::LocalSocket;
 use crate::api::serve::Current;
 use crate::api::tally::{self, Tally};
+use futures::FutureExt;
+use http::{StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -15,12 +18,12 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
@@ -31,10 +34,25 @@ pub const GRACE: Duration = Duration::from_secs(1);
 /// The largest header block; more is answered with 431.
 const HEADER_LIMIT: usize = 64 * 1024;
 
+/// Questions asked before the answer to the one before was read are answered so many at a time, by all
+/// connections together: a crowd that asks for much at once stands behind those who ask one by one.
+/// (REST-451)
+const AHEAD: usize = 4;
+
+/// The lane of those who ask ahead.
+pub struct Lane(Semaphore);
+
+impl Default for Lane {
+    fn default() -> Self {
+        Self(Semaphore::new(AHEAD))
+    }
+}
+
 /// What every connection needs.
 pub struct Door<S> {
     pub service: S,
     pub connections: Arc<Connections>,
+    pub lane: Lane,
     pub current: watch::Receiver<Current>,
     pub tally: Arc<Tally>,
     /// True: the end begins.
@@ -123,6 +141,15 @@ async fn exhausted(why: &std::io::Error) {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
+impl Lane {
+    /// Lets everybody else go first, and waits for a place. The semaphore is never closed.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        let turn = self.0.acquire().await.ok();
+        tokio::task::yield_now().await;
+        turn
+    }
+}
+
 impl<S: Routes> Door<S> {
     /// Begins a talk, if there is a place and the end has not begun.
     fn enter<F>(self: &Arc<Self>, talk: impl FnOnce(Arc<Self>, Place) -> F)
@@ -137,6 +164,15 @@ impl<S: Routes> Door<S> {
             talk.await;
             drop(alive);
         });
+    }
+}
+
+/// `GET primary` and `CONNECT host:1` have no path: what they have is taken for one, as by Patroni; warp
+/// cannot do without.
+fn with_path(uri: &mut Uri) {
+    if uri.path_and_query().is_none() {
+        let given = uri.authority().map_or("", |authority| authority.as_str());
+        *uri = format!("/{given}").parse().unwrap_or_default();
     }
 }
 
@@ -173,28 +209,42 @@ async fn greet<S: Routes>(
 async fn talk<S, IO>(io: IO, whence: Whence, peer: Peer, door: Arc<Door<S>>, place: Place)
 where
     S: Routes,
-    IO: AsyncRead + AsyncWrite + Unpin,
+    IO: Wire,
 {
     let line = Arc::clone(&place.line);
     let mut closed = door.closed.clone();
     let request_timeout = door.current.borrow().request_timeout;
+    let io = Impatient::new(io, request_timeout);
+    let heard = io.heard();
     let service = service_fn(|mut request: http::Request<Incoming>| {
         let began = Instant::now();
+        with_path(request.uri_mut());
         let readable = is_readable(request.method());
         let endpoint = tally::endpoint(readable, request.uri().path());
         // (REST-009)
         let logged = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (request.method().clone(), request.uri().clone()));
-        if readable {
-            line.answers();
-        } else {
+        if !readable {
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(Arc::clone(&line));
         }
-        let answering = door.service.clone().call(request);
+        // Orders have limits of their own.
+        let asks_ahead = !heard.anew() && readable;
         let (line, door) = (&line, &door);
         async move {
-            let Ok(mut response) = answering.await;
+            let _turn = match asks_ahead {
+                true => door.lane.turn().await,
+                false => None,
+            };
+            if readable {
+                line.answers();
+            }
+            // A fault of ours is this client's answer and nobody else's trouble. (REST-457)
+            let answering = async { door.service.clone().call(request).await };
+            let mut response = match AssertUnwindSafe(answering).catch_unwind().await {
+                Ok(Ok(response)) => response,
+                Err(_) => answer::page(StatusCode::INTERNAL_SERVER_ERROR),
+            };
             door.current.borrow().dress.put_on(&mut response);
             let took = began.elapsed();
             door.tally.answered(endpoint, response.status(), took);
@@ -212,7 +262,7 @@ where
         .header_read_timeout(request_timeout)
         .max_buf_size(HEADER_LIMIT)
         .half_close(true)
-        .serve_connection(TokioIo::new(Impatient::new(io, request_timeout)), service);
+        .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),

@@ -10,21 +10,14 @@ use crate::ha::ports::Server;
 use hathi_dcs::{Millis, Role, State, boottime};
 use http::{Method, StatusCode};
 use serde_json::Value;
+use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
-use warp::{Filter, Rejection};
 
 /// Every readable path that no other route has. (REST-032, REST-033)
 pub fn routes(context: &Context) -> BoxedFilter<(Response,)> {
     let context = context.clone();
-    readable()
-        .and_then(|asked: Asked| {
-            std::future::ready(if tally::has_its_own_route(asked.first_segment()) {
-                Err(warp::reject::not_found())
-            } else {
-                Ok::<_, Rejection>(asked)
-            })
-        })
+    readable(|first| !tally::has_its_own_route(first))
         .map(move |asked: Asked| {
             let now = boottime();
             let prepared = context.shelf.at(now);

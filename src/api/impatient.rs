@@ -1,26 +1,78 @@
-//! A connection that is given up when its client does not read what it asked for. (REST-363)
+//! A connection that is given up when its client does not read what it asked for, and that knows whether
+//! its client waits for its answers before it asks again. (REST-363, REST-451)
 //!
 //! The timer exists only while a write is stuck, so it costs nobody else anything.
 
+use rustix::net::sockopt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Sleep;
+use tokio_rustls::server::TlsStream;
 
 #[derive(Debug)]
-pub struct Impatient<IO> {
+pub struct Impatient<IO: Wire> {
     io: IO,
     patience: Duration,
     stuck: Option<Pin<Box<Sleep>>>,
+    heard: Heard,
 }
 
-impl<IO> Impatient<IO> {
+/// Did the client say anything since this was last asked?
+#[derive(Clone, Debug, Default)]
+pub struct Heard(Arc<AtomicBool>);
+
+impl Heard {
+    pub fn anew(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// What connections run over.
+pub trait Wire: AsyncRead + AsyncWrite + Unpin {
+    /// Nobody reads what is still to be sent: it is not kept by the kernel after the close.
+    fn forget_unsent(&self);
+}
+
+impl Wire for TcpStream {
+    fn forget_unsent(&self) {
+        let _ = sockopt::set_socket_linger(self, Some(Duration::ZERO));
+    }
+}
+
+impl Wire for TlsStream<TcpStream> {
+    fn forget_unsent(&self) {
+        self.get_ref().0.forget_unsent();
+    }
+}
+
+impl Wire for UnixStream {
+    /// Gone with the socket.
+    fn forget_unsent(&self) {}
+}
+
+impl<IO: Wire> Drop for Impatient<IO> {
+    fn drop(&mut self) {
+        if self.stuck.is_some() {
+            self.io.forget_unsent();
+        }
+    }
+}
+
+impl<IO: Wire> Impatient<IO> {
     /// Each write gets `patience` to make some progress.
     pub fn new(io: IO, patience: Duration) -> Self {
-        Self { io, patience, stuck: None }
+        Self { io, patience, stuck: None, heard: Heard::default() }
+    }
+
+    pub fn heard(&self) -> Heard {
+        self.heard.clone()
     }
 
     fn judged<T>(
@@ -39,17 +91,22 @@ impl<IO> Impatient<IO> {
     }
 }
 
-impl<IO: AsyncRead + Unpin> AsyncRead for Impatient<IO> {
+impl<IO: Wire> AsyncRead for Impatient<IO> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.heard.0.store(true, Ordering::Relaxed);
+        }
+        read
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Impatient<IO> {
+impl<IO: Wire> AsyncWrite for Impatient<IO> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -86,7 +143,11 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Impatient<IO> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    impl Wire for DuplexStream {
+        fn forget_unsent(&self) {}
+    }
 
     /// Proves REST-363 (the write): progress resets the patience, its absence ends it.
     #[tokio::test]

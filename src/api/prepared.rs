@@ -6,11 +6,13 @@ use crate::api::document::{self, Told};
 use crate::api::order::Order;
 use crate::api::pyjson;
 use crate::api::snapshot::Snapshot;
-use crate::ha::ports::Observation;
+use crate::ha::ports::{Observation, Server};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use hathi_dcs::{Millis, boottime};
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,6 +21,10 @@ use tokio::task::AbortHandle;
 /// How long `GET /patroni` waits for a fresh look at PostgreSQL: what the agent is given for it
 /// ([`Order::FreshStatus`]), and a little for the way, so that "PostgreSQL does not answer" arrives.
 const FRESH_WITHIN: Duration = Duration::from_millis(700);
+/// Who asks `/patroni` again and again has a look taken this often, and does not wait for it ...
+const RENEWED_AFTER_MS: u64 = 20;
+/// ... unless the last one is older than this.
+const RECENT_MS: u64 = 50;
 /// Positions shown while somebody asks are not older than this. (REST-452)
 const STALE_AFTER_MS: u64 = 1000;
 
@@ -77,9 +83,13 @@ impl Key {
 /// and perhaps nobody does; so the task itself is asked.
 #[derive(Debug)]
 struct Look {
+    /// Orders answered when it began.
+    orders: u64,
     task: AbortHandle,
-    end: Shared<BoxFuture<'static, ()>>,
+    end: LookEnd,
 }
+
+type LookEnd = Shared<BoxFuture<'static, ()>>;
 
 /// The prepared answers of this node, shared by all routes.
 #[derive(Debug)]
@@ -94,6 +104,10 @@ pub struct Shelf {
     looking: Mutex<Option<Look>>,
     /// When the last look was asked for.
     asked_at: Mutex<Millis>,
+    /// Orders answered so far; the effect of one is only seen by a look that begins later.
+    ordered: AtomicU64,
+    /// How many of them the looks taken so far have seen.
+    covered: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -112,6 +126,8 @@ impl Shelf {
             looked: Mutex::new(None),
             looking: Mutex::new(None),
             asked_at: Mutex::new(Millis(0)),
+            ordered: AtomicU64::new(0),
+            covered: AtomicU64::new(0),
         })
     }
 
@@ -167,14 +183,61 @@ impl Shelf {
         }
     }
 
-    /// The answers after a fresh look at PostgreSQL; after the deadline, what is known then.
-    pub async fn fresh(self: &Arc<Self>) -> Arc<Prepared> {
-        let looking = self.look(boottime());
-        looking.await;
+    /// An order was carried out, or may have been.
+    pub fn ordered(&self) {
+        self.ordered.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The answers as some moments ago at most: with the effect of every order that was answered, and of
+    /// whatever the agent noticed. Only who asks after a silence waits for the look that makes them so;
+    /// while many ask, looks are taken beside them. (REST-452)
+    pub async fn recent(self: &Arc<Self>) -> Arc<Prepared> {
+        let now = boottime();
+        let prepared = self.at(now);
+        let orders = self.ordered.load(Ordering::Acquire);
+        let age = now.since(prepared.snapshot.observed_at);
+        // Who waited for a PostgreSQL that does not answer waited for all who come after.
+        let silent = matches!(prepared.snapshot.postgres.server, Server::Silent(_));
+        let bound = if silent { STALE_AFTER_MS } else { RECENT_MS };
+        if self.covered.load(Ordering::Acquire) >= orders && age <= bound {
+            if age >= RENEWED_AFTER_MS {
+                drop(self.look(now));
+            }
+            return prepared;
+        }
+        match self.under_way() {
+            Some((seen, end)) if seen >= orders => self.within_deadline(end).await,
+            Some(_) | None => self.as_of_now().await,
+        }
+    }
+
+    /// The answers after a look that began after this call; after the deadline, what is known then.
+    /// For who decides by them: another member in a leader race. (REST-346)
+    pub async fn as_of_now(self: &Arc<Self>) -> Arc<Prepared> {
+        self.within_deadline(async {
+            // PostgreSQL may have answered the one under way before the question was asked.
+            if let Some((_, end)) = self.under_way() {
+                end.await;
+            }
+            self.look(boottime()).await;
+        })
+        .await
+    }
+
+    async fn within_deadline(&self, looking: impl Future<Output = ()>) -> Arc<Prepared> {
+        // Too late is an answer, too: the last known one.
+        let _ = tokio::time::timeout(FRESH_WITHIN, looking).await;
         self.at(boottime())
     }
 
-    fn look(self: &Arc<Self>, now: Millis) -> Shared<BoxFuture<'static, ()>> {
+    /// How many orders it sees, and its end.
+    fn under_way(&self) -> Option<(u64, LookEnd)> {
+        let looking = lock(&self.looking);
+        let look = looking.as_ref().filter(|look| !look.task.is_finished())?;
+        Some((look.orders, look.end.clone()))
+    }
+
+    fn look(self: &Arc<Self>, now: Millis) -> LookEnd {
         let mut looking = lock(&self.looking);
         if let Some(under_way) = &*looking
             && !under_way.task.is_finished()
@@ -182,22 +245,23 @@ impl Shelf {
             return under_way.end.clone();
         }
         *lock(&self.asked_at) = now;
+        let orders = self.ordered.load(Ordering::Acquire);
         // A look that begins in the millisecond of what was published is still the later one.
         let now = now.max(self.published.borrow().observed_at.plus(1));
         let shelf = Arc::clone(self);
         // A task of its own: the first asker may hang up, the others still get their answer.
-        let task = tokio::spawn(async move { shelf.ask_for_look(now).await });
+        let task = tokio::spawn(async move { shelf.ask_for_look(now, orders).await });
         let handle = task.abort_handle();
         let end = async move {
             let _ = task.await;
         }
         .boxed()
         .shared();
-        *looking = Some(Look { task: handle, end: end.clone() });
+        *looking = Some(Look { orders, task: handle, end: end.clone() });
         end
     }
 
-    async fn ask_for_look(&self, now: Millis) {
+    async fn ask_for_look(&self, now: Millis, orders: u64) {
         let (reply, answer) = oneshot::channel();
         let ask = async {
             self.orders.send(Order::FreshStatus { reply }).await.ok()?;
@@ -208,6 +272,8 @@ impl Shelf {
             // Two looks within one millisecond are still two.
             let at = looked.as_ref().map_or(now, |(_, before)| now.max(before.plus(1)));
             *looked = Some((observation, at));
+            drop(looked);
+            self.covered.fetch_max(orders, Ordering::AcqRel);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::api::access::Access;
 use crate::api::connections::Connections;
-use crate::api::door::{self, Door, GRACE, Routes};
+use crate::api::door::{self, Door, GRACE, Lane, Routes};
 use crate::api::dress::Dress;
 use crate::api::listen::{self, ListenError};
 use crate::api::local_socket::LocalSocket;
@@ -162,6 +162,7 @@ impl Server {
         let door = Arc::new(Door {
             service: warp::service(routes(&context)),
             connections: Connections::new(config.max_connections.max(1), Arc::clone(&tally)),
+            lane: Lane::default(),
             current,
             tally,
             closed,

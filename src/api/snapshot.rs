@@ -56,8 +56,8 @@ pub struct Snapshot {
 
     /// The last look at PostgreSQL.
     pub postgres: Observation,
-    /// When that look was taken, or changed by something noticed since (a postmaster's exit): a look
-    /// the API asked for before this moment is not shown any more.
+    /// When that look began, or when something was noticed since (a postmaster's exit): what a look
+    /// tells that began before this moment is not shown any more.
     pub observed_at: Millis,
     /// Until when this node believes that it leads; a value in the past counts as none.
     pub leader_until: Option<Millis>,
@@ -143,14 +143,13 @@ impl Snapshot {
         self.dynamic = Arc::new(dynamic);
     }
 
-    /// Takes over what a turn saw. `observed_at`: when it looked at PostgreSQL.
-    pub fn set_seen(&mut self, seen: &Seen, observed_at: Millis) {
+    /// Takes over what a turn saw; of PostgreSQL only if nothing newer is known. (REST-452)
+    pub fn set_seen(&mut self, seen: &Seen) {
         if let Some((view, _)) = &seen.view {
             self.failsafe = view.failsafe.clone();
         }
         self.view = seen.view.clone();
-        self.postgres = seen.postgres.clone();
-        self.observed_at = observed_at;
+        self.set_postgres(&seen.postgres, seen.observed_at);
         self.leader_until = seen.leader_until;
         self.failsafe_until = seen.failsafe_until;
         self.demoting = seen.demoting;
@@ -158,6 +157,14 @@ impl Snapshot {
         self.task = seen.task;
         self.watchdog_failed = seen.watchdog_failed;
         self.scheduled_restart = seen.scheduled_restart.clone().map(without_start_time);
+    }
+
+    /// Takes over a look that began then, unless something newer is known.
+    pub fn set_postgres(&mut self, seen: &Observation, began: Millis) {
+        if self.observed_at <= began {
+            self.postgres = seen.clone();
+            self.observed_at = began;
+        }
     }
 
     /// The view, as long as it is not older than the ttl.

@@ -261,7 +261,9 @@ pub async fn order<T>(
         context.shelf.orders().send(make(reply)).await.ok()?;
         outcome.await.ok()
     };
-    match tokio::time::timeout(Duration::from_millis(patience_ms), work).await {
+    let outcome = tokio::time::timeout(Duration::from_millis(patience_ms), work).await;
+    context.shelf.ordered();
+    match outcome {
         Ok(Some(outcome)) => Ok(outcome),
         Ok(None) => {
             Err(answer::text(StatusCode::SERVICE_UNAVAILABLE, "the agent is shutting down"))

@@ -90,6 +90,8 @@ pub struct Seen {
     /// The last view and when the store answered it; `None` since a read failed.
     pub view: Option<(Arc<ClusterView>, Millis)>,
     pub postgres: Observation,
+    /// When the look at PostgreSQL began; the turn may have taken long since.
+    pub observed_at: Millis,
     /// My belief in the lease, if I hold it.
     pub leader_until: Option<Millis>,
     /// The long task that runs, in Patroni's words. (PG-090)

@@ -196,7 +196,8 @@ pub async fn run(
         if beside.postponed.is_none() && sender.has_orders() {
             why.urgency = Urgency::Now;
         }
-        publish(&ports, &lease, &memory, &decided, (pg, reasons, decision), next);
+        let times = (started, next);
+        publish(&ports, &lease, &memory, &decided, (pg, reasons, decision), times);
         if let Some(exit) = decided.exit {
             return shutdown::after_fatal(&ports, &lease, &mut memory, exit).await;
         }
@@ -565,11 +566,12 @@ fn publish(
     memory: &Memory,
     decided: &Decided,
     (postgres, reasons, decision): (Observation, Vec<Reason>, Option<Decision>),
-    next_turn: Millis,
+    (observed_at, next_turn): (Millis, Millis),
 ) {
     ports.publish.publish(Seen {
         view: memory.view.clone(),
         postgres,
+        observed_at,
         leader_until: lease.until(ports.clock.now()),
         task: memory.task.map(|task| task.name),
         line: decided.line.clone(),

@@ -4,6 +4,11 @@
 
 use crate::SETTLED;
 use crate::play::{Play, SOON, text};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hathi_test_support::rest;
+use hathi_test_support::yaml::SCOPE;
+use rustix::process::Signal;
 use serde_json::json;
 
 /// Proves REST-163, REST-164, REST-165 (what is stored is what was sent, however senseless).
@@ -27,8 +32,64 @@ async fn configuration(play: &mut Play) {
     play.same(&whole).await;
     play.all("PATCH /config").await;
     play.all("PUT /config").await;
+    from_two_sides(play).await;
+    without_the_key(play).await;
+    play.same(&whole).await;
     // The agents heard all of that, and none of the senseless values is in force.
     play.settled("alpha").await;
+}
+
+/// Two write at the same moment on two members, again and again, until one of them loses; the other one's
+/// value is the one stored.
+async fn from_two_sides(play: &mut Play) {
+    let request = play.requests("PATCH /config from two sides at once").remove(0);
+    for value in 1..200 {
+        let sides = [("alpha", 2 * value), ("beta", 2 * value + 1)].map(|(to, value)| {
+            let mut one = request.clone();
+            one["to"] = json!(to);
+            one["body"] = json!(text(&request, "body").replace("...", &value.to_string()));
+            (one, value)
+        });
+        let (one, other) = tokio::join!(play.send(&sides[0].0), play.send(&sides[1].0));
+        let (lost, won) = match (one.code(), other.code()) {
+            (200, 200) => continue,
+            (409, 200) => (one, sides[1].1),
+            (200, 409) => (other, sides[0].1),
+            codes => panic!("{codes:?}: {} {}", one.body, other.body),
+        };
+        play.judge(&request, &lost, text(&request, "status"), text(&request, "answer"));
+        play.shows_config("alpha", |config| config["maximum_lag_on_failover"] == won).await;
+        return;
+    }
+    panic!("nobody ever lost");
+}
+
+/// The leader's agent is held, so nobody writes the key again; a replica is asked.
+async fn without_the_key(play: &mut Play) {
+    let before = play.cast.clone();
+    let leader = before["alpha"];
+    play.cast.extend([("alpha", before["beta"]), ("beta", leader)]);
+    play.cluster.signal_agent(leader, Signal::STOP);
+    let etcd = play.cluster.etcd.as_ref().expect("its etcd").client_ports()[0];
+    let key = STANDARD.encode(format!("/service/{SCOPE}/config"));
+    let delete = Some(json!({ "key": key }));
+    let gone = rest::request("POST", etcd, "/v3/kv/deleterange", delete.as_ref(), SOON).await;
+    assert_eq!(gone.expect("etcd's answer").json()["deleted"], "1");
+    let section = "PATCH /config and others while the cluster has no /config key";
+    for request in play.requests(section) {
+        let reply = play
+            .cluster
+            .wait("the replica knows", SOON, || async {
+                let reply = play.send(&request).await;
+                // It hears of it by its watch.
+                let early = text(&request, "case") == "GET" && reply.code() == 200;
+                if early { Err(reply.body) } else { Ok(reply) }
+            })
+            .await;
+        play.judge(&request, &reply, text(&request, "status"), text(&request, "answer"));
+    }
+    play.cluster.signal_agent(leader, Signal::CONT);
+    play.cast = before;
 }
 
 async fn restarts(play: &mut Play) {
@@ -71,7 +132,12 @@ async fn restarts(play: &mut Play) {
             play.other(&request, "400 Bad Request", "(html error page) Error code: 400").await;
             continue;
         }
+        let before = play.started_at(text(&request, "to")).await;
         play.same(&request).await;
+        if text(&request, "status").starts_with("200") {
+            // Until its server is another one the records of the old one look healthy.
+            play.is_started_anew(text(&request, "to"), &before).await;
+        }
         play.settled("alpha").await;
     }
 }

@@ -104,10 +104,12 @@ impl Play {
             }
             None => assert_eq!(reply.body, self.ours(answer), "{case}"),
         }
-        let kind = request["answer_headers"].as_array().into_iter().flatten();
-        let kind = kind.filter_map(Value::as_str).find_map(|h| h.strip_prefix("Content-Type: "));
-        if status == text(request, "status") {
-            assert_eq!(reply.header("content-type"), kind, "{case}");
+        let headers = request["answer_headers"].as_array().into_iter().flatten();
+        let headers = headers.filter_map(Value::as_str).filter_map(|line| line.split_once(": "));
+        for (name, value) in headers.filter(|_| status == text(request, "status")) {
+            if !["lsn", "Server"].contains(&name) {
+                assert_eq!(reply.header(name), Some(value), "{name}: {case}");
+            }
         }
         self.compared += 1;
     }
@@ -127,14 +129,35 @@ impl Play {
     pub async fn patch(&self, patch: Value, shown: impl Fn(&Value) -> bool) {
         let answer = self.cluster.send(0, "PATCH", "/config", patch.clone()).await;
         assert_eq!(answer.expect("an answer").status, 200, "{patch}");
-        for i in 0..3 {
-            self.cluster
-                .wait("the configuration on every member", SOON, || async {
-                    let config = self.cluster.get(i, "/config").await?.json();
-                    if shown(&config) { Ok(()) } else { Err(config.to_string()) }
-                })
-                .await;
+        for who in ["alpha", "beta", "gamma"] {
+            self.shows_config(who, &shown).await;
         }
+    }
+
+    /// Waits until this member shows such a configuration.
+    pub async fn shows_config(&self, who: &str, wanted: impl Fn(&Value) -> bool) {
+        let to = self.cast[who];
+        self.cluster
+            .wait("the configuration", SOON, || async {
+                let config = self.cluster.get(to, "/config").await?.json();
+                if wanted(&config) { Ok(()) } else { Err(config.to_string()) }
+            })
+            .await;
+    }
+
+    /// When its PostgreSQL started; null while it does not run.
+    pub async fn started_at(&self, who: &str) -> Value {
+        let status = self.cluster.get(self.cast[who], "/patroni").await.expect("an answer").json();
+        status["postmaster_start_time"].clone()
+    }
+
+    pub async fn is_started_anew(&self, who: &str, before: &Value) {
+        self.cluster
+            .wait("another server", SETTLED, || async {
+                let now = self.started_at(who).await;
+                if now.is_null() || now == *before { Err(now.to_string()) } else { Ok(()) }
+            })
+            .await;
     }
 
     pub async fn pause(&self, on: bool) {

@@ -5,6 +5,7 @@ mod events;
 mod fuzz;
 mod golden;
 mod hostile;
+mod looks;
 mod matrix;
 mod openapi;
 mod reads;

@@ -1,11 +1,11 @@
 //! What readers get over the wire, and how fast the answer follows the facts.
 
-use super::{Served, observation, primary, replica, standby};
-use crate::api::{Order, RestConfig, ServerTokens, Snapshot};
-use crate::ha::ports::{Observation, Server};
+use super::{Served, observation, primary, replica};
+use crate::api::{RestConfig, ServerTokens, Snapshot};
+use crate::ha::ports::Server;
 use hathi_dcs::{Role, boottime};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Proves REST-454, REST-032 (do better): each readable path answers GET, HEAD and OPTIONS with the same status.
 #[tokio::test]
@@ -132,91 +132,6 @@ async fn a_view_ages_between_two_snapshots() {
     }
     assert_eq!(last, 503);
     assert_eq!(served.get("/").await.json()["cluster_unlocked"], true);
-}
-
-/// Proves REST-452: `/patroni` is as of now, and all who ask at one moment share one look.
-#[tokio::test]
-async fn patroni_is_fresh_and_shared() {
-    let mut served = Served::new(primary()).await;
-    let mut orders = std::mem::replace(&mut served.orders, tokio::sync::mpsc::channel(1).1);
-    let looks = tokio::spawn(async move {
-        let mut looks = 0;
-        while let Some(order) = orders.recv().await {
-            let Order::FreshStatus { reply } = order else { panic!("{order:?}") };
-            looks += 1;
-            // Long enough for all of them to have asked.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            let fresh: Observation = observation(Role::Replica, Server::Standby(standby()));
-            let _ = reply.send(fresh);
-        }
-        looks
-    });
-    // A machine that stalls for longer than a look may take gets the old truth: it asks again.
-    let mut rounds = 0;
-    loop {
-        rounds += 1;
-        let asking = (0..10).map(|_| served.get("/patroni"));
-        let replies = futures::future::join_all(asking).await;
-        assert!(replies.iter().all(|reply| reply.status == 200));
-        if replies.iter().all(|reply| reply.json()["role"] == "replica") {
-            break;
-        }
-        assert!(rounds < 20, "no look arrives");
-    }
-    assert_eq!(served.get("/").await.json()["role"], "replica", "the checks know it, too");
-    // What the agent publishes later counts more than the look before.
-    let newer = Snapshot { observed_at: boottime().plus(1), ..primary() };
-    served.snapshots.send_replace(Arc::new(newer));
-    assert_eq!(served.get("/").await.json()["role"], "primary");
-    served.stop();
-    (&mut served.running).await.expect("the server ends");
-    drop(served);
-    let looks = tokio::time::timeout(super::PATIENCE, looks).await.expect("ends").expect("looks");
-    assert!(looks <= 3 * rounds, "{looks} looks for ten askers at once, {rounds} times");
-}
-
-/// Proves REST-452: a look that a health check had taken in the background, and nobody waited for,
-/// does not stand in for the one `/patroni` wants now.
-#[tokio::test]
-async fn a_finished_look_is_not_taken_for_a_new_one() {
-    let mut served =
-        Served::new(Snapshot { observed_at: boottime().minus(5000), ..replica() }).await;
-    let mut orders = std::mem::replace(&mut served.orders, tokio::sync::mpsc::channel(1).1);
-    assert_eq!(served.get("/replica").await.status, 200);
-    let Some(Order::FreshStatus { reply }) = orders.recv().await else {
-        panic!("a look is asked for")
-    };
-    let background = observation(Role::Demoted, Server::Down);
-    reply.send(background).expect("it waits");
-    // The answer has arrived once a check shows it; then the look is over.
-    while served.get("/").await.json()["role"] != "demoted" {}
-    let asking = async {
-        tokio::join!(served.get("/patroni"), async {
-            let Some(Order::FreshStatus { reply }) = orders.recv().await else { panic!("no look") };
-            reply.send(primary().postgres).expect("it waits");
-        })
-    };
-    let (reply, ()) = tokio::time::timeout(super::PATIENCE, asking).await.expect("a new look");
-    assert_eq!(reply.json()["role"], "primary");
-}
-
-/// Proves REST-321 and REST-081 (do better), REST-452: nobody answers for PostgreSQL, `/patroni` comes within its
-/// deadline all the same, and health checks do not wait at all.
-#[tokio::test]
-async fn a_frozen_postgresql_delays_nobody() {
-    let served = Served::new(Snapshot { observed_at: boottime().minus(5000), ..primary() }).await;
-    let started = Instant::now();
-    let mut talk = served.connect().await;
-    for _ in 0..50 {
-        assert_eq!(talk.ask("GET", "/primary", "", b"").await.expect("an answer").status, 200);
-    }
-    let quick = started.elapsed();
-    assert_eq!(served.get("/patroni").await.status, 200);
-    let slow = started.elapsed();
-    assert!(
-        quick < Duration::from_millis(400) && slow < Duration::from_secs(3),
-        "{quick:?} {slow:?}"
-    );
 }
 
 /// Proves REST-302, REST-303, REST-491.

@@ -155,6 +155,47 @@ async fn refusals_are_the_same() {
     assert!(served.orders.try_recv().is_err(), "nothing was ordered");
 }
 
+/// Proves REST-163 (nothing to merge into; the lost compare-and-set), REST-164 (PUT makes the first one) and
+/// REST-162 (none stored) by every answer captured; tests/rest has the same of a store.
+#[tokio::test]
+async fn what_the_store_makes_of_a_configuration_is_the_same() {
+    let mut without = replica();
+    without.view = Some((super::view(&[("leader", "a")]), hathi_dcs::boottime()));
+    let mut served = Served::new(without).await;
+    let mut orders = std::mem::replace(&mut served.orders, tokio::sync::mpsc::channel(1).1);
+    let store = tokio::spawn(async move {
+        while let Some(order) = orders.recv().await {
+            match order {
+                Order::PatchConfig { document, reply } => {
+                    let lost = document.contains_key("maximum_lag_on_failover");
+                    let outcome =
+                        if lost { ConfigOutcome::Conflict } else { ConfigOutcome::Missing };
+                    reply.send(outcome).expect("it waits");
+                }
+                Order::PutConfig { document, reply } => {
+                    let outcome = ConfigOutcome::Stored { document, objections: Vec::new() };
+                    reply.send(outcome).expect("it waits");
+                }
+                other => panic!("nobody asked for {other:?}"),
+            }
+        }
+    });
+    let mut compared = 0;
+    for section in ["PATCH /config from two sides at once", "PATCH /config and others while"] {
+        for mut request in requests(section) {
+            if let Some(body) = request["body"].as_str() {
+                // The capture leaves the two values out.
+                request["body"] = body.replace("...", "1048576").into();
+            }
+            compare(&served, &request).await;
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 4, "answers compared");
+    drop(served);
+    store.abort();
+}
+
 /// Proves REST-240, REST-241, REST-255 by every answer captured; REST-459: `/mpp` as the others.
 #[tokio::test]
 async fn what_is_accepted_at_once_is_the_same() {

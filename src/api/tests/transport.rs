@@ -50,6 +50,25 @@ async fn nonsense_is_refused() {
     assert_eq!(served.get("/primary").await.status, 200);
 }
 
+/// Proves REST-030, REST-006, REST-457: a target that is no path is taken for one. (Found by fuzzing: warp
+/// alone panics, and the client gets nothing.)
+#[tokio::test]
+async fn a_target_without_a_path_is_answered() {
+    let served = Served::new(primary()).await;
+    for (method, target, status) in [
+        ("GET", "primary", 200),
+        ("GET", "replica", 503),
+        ("GET", "host:80", 503),
+        ("HEAD", "user@host:80", 503),
+        ("PATCH", "config", 411),
+        ("POST", "nosuch", 501),
+        ("CONNECT", "host:80", 501),
+    ] {
+        let reply = served.ask(method, target, "", b"").await;
+        assert_eq!(reply.status, status, "{method} {target}");
+    }
+}
+
 /// Proves REST-010 and REST-025 (do better), REST-363, REST-451 (deadlines): a client that sends half a request, or
 /// nothing, is let go; the others do not notice.
 #[tokio::test]
