@@ -47,13 +47,14 @@ pub enum AgentError {
 const SETTLED: Duration = Duration::from_secs(60);
 
 /// Runs the agent until it is told to stop. `source`: where the configuration came from, for a
-/// reload.
+/// reload; `serving`: where the REST API runs.
 ///
 /// # Errors
 /// What an operator has to mend. Before the loop began nothing was touched.
 pub async fn run(
     local: Local,
     source: (Option<PathBuf>, config::Environment),
+    serving: Handle,
 ) -> Result<(), AgentError> {
     let system =
         |what| move |why: std::io::Error| AgentError::System { what, why: why.to_string() };
@@ -61,7 +62,9 @@ pub async fn run(
     let dynamic = configuration::first_document(&local);
     let (settings, _) = config::effective(&local, &dynamic)
         .or_else(|_| config::effective(&local, &local.first_dynamic()))?;
-    let server = api::Server::bind(configuration::for_api(&local)).await?;
+    // A socket belongs to the runtime it was bound in.
+    let server = serving.spawn(api::Server::bind(configuration::for_api(&local)));
+    let server = server.await.map_err(|why| system("REST API")(why.into()))??;
     let client = HttpClient::new(&client_settings(&local))?;
     let (events, queue) = Events::new();
 
@@ -115,7 +118,7 @@ pub async fn run(
 
     let (order, orders) = mpsc::channel(64);
     let (end_api, api_ends) = oneshot::channel::<()>();
-    let serving = tokio::spawn(server.run(snapshot, order, async move {
+    let serving = serving.spawn(server.run(snapshot, order, async move {
         let _ = api_ends.await;
     }));
     let hands = Hands {

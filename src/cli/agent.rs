@@ -22,15 +22,21 @@ pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
     if let Some(warning) = checks::own_login(&local, &settings) {
         tracing::warn!("{warning}");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // Two runtimes: the REST API has all the threads it wants, and the loop, with what it waits for, has
+    // one, so that an answer of PostgreSQL or of the store wakes one thread and not three.
+    let api = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .thread_name("hathi")
+        .thread_name("hathi-api")
+        .enable_all()
+        .build()
+        .context("the REST API's runtime cannot be started")?;
+    let core = tokio::runtime::Builder::new_current_thread()
+        .thread_name("hathi-disk")
         .enable_all()
         .build()
         .context("the runtime cannot be started")?;
     let source = (path.map(Path::to_path_buf), environment);
-    // On a worker, not on this thread: otherwise each answer that the loop waits for wakes two threads,
-    // the one that reads it and this one.
-    let agent = runtime.spawn(crate::agent::run(local, source));
-    runtime.block_on(agent).context("the agent")?.map_err(Into::into)
+    let ended = core.block_on(crate::agent::run(local, source, api.handle().clone()));
+    api.shutdown_timeout(std::time::Duration::from_secs(1));
+    ended.map_err(Into::into)
 }
