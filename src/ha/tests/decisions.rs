@@ -640,7 +640,7 @@ fn a_candidate_that_may_not_lead_takes_the_request_off() {
         outside().set(|script| {
             let at = chrono::DateTime::from_timestamp_millis(super::stage::WALL + 60_000);
             let request = &mut script.view.failover.as_mut().unwrap().value;
-            request.scheduled_at = at.map(|at| at.fixed_offset().into());
+            request.scheduled_at = at.map(|at| at.fixed_offset());
         })
     };
     for (why, mut scene) in [
