@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Runs in a thousand that may end with nobody allowed to lead, and by twins: rules that leave a
 /// cluster to its operator, or timelines that cannot be told apart, must stay what they are: rare.
 const NOBODY_PER_MILLE: u64 = 10;
-const TWINS_PER_MILLE: u64 = 40;
+const TWINS_PER_MILLE: u64 = 10;
 
 /// Faults that these seeds found and nobody has mended yet, each with the rule it breaks. None is silent:
 /// each run prints them, and they are the first work to be done here. A line goes with its fault.
