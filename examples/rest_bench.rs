@@ -44,6 +44,11 @@ fn primary() -> Snapshot {
     snapshot
 }
 
+fn process_cpu() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(used.tv_sec.unsigned_abs(), used.tv_nsec.unsigned_abs() as u32)
+}
+
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let seconds: f64 = args.next().map_or(Ok(1.0), |text| text.parse())?;
@@ -76,16 +81,22 @@ fn main() -> anyhow::Result<()> {
         {
             let lasts = Duration::from_secs_f64(seconds);
             let load = load::Load { paths: &[known], connections, keep, lasts };
-            let got = load::run(address, load)?;
+            let before = process_cpu();
+            let mut got = load::run(address, load)?;
+            got.agent_cpu = (process_cpu() - before).saturating_sub(got.client_cpu);
+            let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / got.answers().max(1.0);
             println!(
-                "{known:18} {connections:4} {}: {:7.0}/s, median {:?}, p99 {:?}, longest {:?}; {} late, {} broken",
+                "{known:18} {connections:4} {}: {:7.0}/s, median {:?}, p99 {:?}, longest {:?}; {} late, {} broken; \
+                 client {:.1} µs, server {:.1} µs",
                 if keep { "kept" } else { "new " },
                 got.per_second,
                 got.median,
                 got.p99,
                 got.longest,
                 got.late,
-                got.broken
+                got.broken,
+                each(got.client_cpu),
+                each(got.agent_cpu)
             );
         }
     }

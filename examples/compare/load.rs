@@ -34,6 +34,40 @@ pub struct Outcome {
     pub ok: u64,
     pub unavailable: u64,
     pub broken: u64,
+    /// CPU time of the client's thread, and of who answered.
+    pub client_cpu: Duration,
+    pub agent_cpu: Duration,
+}
+
+impl Outcome {
+    pub fn answers(&self) -> f64 {
+        (self.ok + self.unavailable) as f64
+    }
+
+    /// One more answer, or none.
+    pub fn count(&mut self, code: &[u8]) {
+        match code {
+            b"200" => self.ok += 1,
+            b"503" => self.unavailable += 1,
+            _ => self.broken += 1,
+        }
+    }
+
+    /// What the times of the answers come to.
+    pub fn finish(&mut self, mut times: Vec<Duration>, lasted: Duration) {
+        times.sort_unstable();
+        self.per_second = times.len() as f64 / lasted.as_secs_f64();
+        // Nothing came: the time is at least this.
+        let at = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or(LATE);
+        (self.median, self.p99) = (at(50), at(99));
+        self.longest = times.last().copied().unwrap_or(LATE);
+    }
+}
+
+/// CPU time this thread has used.
+pub fn thread_cpu() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(used.tv_sec.unsigned_abs(), used.tv_nsec.unsigned_abs() as u32)
 }
 
 struct Talk {
@@ -74,14 +108,11 @@ pub fn run(to: SocketAddr, load: Load<'_>) -> std::io::Result<Outcome> {
         times: Vec::with_capacity(200_000),
         outcome: Outcome::default(),
     };
+    let cpu = thread_cpu();
     client.run()?;
-    let Client { mut times, mut outcome, .. } = client;
-    times.sort_unstable();
-    outcome.per_second = times.len() as f64 / load.lasts.as_secs_f64();
-    // Nothing came: the time is at least this.
-    let at = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or(LATE);
-    (outcome.median, outcome.p99) = (at(50), at(99));
-    outcome.longest = times.last().copied().unwrap_or(LATE);
+    let Client { times, mut outcome, .. } = client;
+    outcome.client_cpu = thread_cpu() - cpu;
+    outcome.finish(times, load.lasts);
     Ok(outcome)
 }
 
@@ -222,11 +253,7 @@ impl Client<'_> {
             self.times.push(took);
             self.outcome.late += u64::from(took > LATE);
         }
-        match talk.answer.get(9..12) {
-            Some(b"200") => self.outcome.ok += 1,
-            Some(b"503") => self.outcome.unavailable += 1,
-            Some(_) | None => self.outcome.broken += 1,
-        }
+        self.outcome.count(talk.answer.get(9..12).unwrap_or_default());
         if close {
             self.close(at);
         }

@@ -1,11 +1,13 @@
 //! Measures hathi beside real Patroni, on this machine, in one run, and prints a table of medians.
 //! Nothing here is a test: a slow machine gives slow numbers, and the ratio is what counts.
 //!
-//! `scripts/bench [--rounds N] [--only hathi-raft|hathi-etcd|patroni-etcd]... [--part idle|failover|http]...`
+//! `scripts/bench [--rounds N] [--only hathi-raft|hathi-etcd|patroni-etcd]... [--part idle|failover|http|attack]...`
 
+mod attack;
 mod http;
 mod load;
 mod measure;
+mod sheet;
 mod table;
 
 use hathi_test_support::{Agent, Cluster, ClusterOptions, Store};
@@ -52,9 +54,11 @@ async fn main() {
         let mut cluster = Cluster::start(options(contender, &hathi)).await;
         measure::all(&mut cluster, contender, rounds, &parts, &mut table).await;
     }
-    table.print();
-    if wanted("http") {
-        http::compare(rounds, &only).await;
+    if wanted("idle") || wanted("failover") {
+        table.print();
+    }
+    if wanted("http") || wanted("attack") {
+        http::compare(rounds, &only, wanted("http")).await;
     }
 }
 

@@ -127,7 +127,7 @@ async fn replicas_postmaster(cluster: &mut Cluster, who: Contender, table: &mut 
 }
 
 /// Agent and guard: whatever belongs to the node and is no PostgreSQL.
-fn agents_of(cluster: &Cluster, node: usize) -> Vec<u32> {
+pub fn agents_of(cluster: &Cluster, node: usize) -> Vec<u32> {
     let all = belonging_to(&cluster.nodes[node].dir).into_iter();
     all.filter(|pid| !is_postgres(*pid)).collect()
 }

@@ -283,3 +283,56 @@ where
         tracing::debug!(peer = %whence, %why, "REST API: a connection ended early");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::settings::RestConfig;
+    use std::future::Ready;
+    use std::task::{Context, Poll};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[derive(Clone)]
+    struct Faulty;
+
+    impl Service<http::Request<Incoming>> for Faulty {
+        type Response = Response;
+        type Error = Infallible;
+        type Future = Ready<Result<Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: http::Request<Incoming>) -> Self::Future {
+            panic!("a fault of ours, made for this test")
+        }
+    }
+
+    /// Proves REST-457 (an internal error): a fault is answered with 500, and the next one is served.
+    #[tokio::test]
+    async fn a_fault_of_ours_is_an_answer() {
+        let config = RestConfig::on("127.0.0.1:0");
+        let (_put, current) = watch::channel(Current::of(&config).expect("a configuration"));
+        let (_closing, closed) = watch::channel(false);
+        let (alive, _all_gone) = mpsc::channel(1);
+        let tally = Arc::new(Tally::default());
+        let connections = Connections::new(8, Arc::clone(&tally));
+        let (service, lane, alive) = (Faulty, Lane::default(), alive.downgrade());
+        let door = Door { service, connections, lane, current, tally, closed, alive };
+        let listeners = crate::api::listen::bind(&config.listen, 8).await.expect("a free port");
+        let address = listeners[0].local_addr().expect("bound");
+        let _accepting = open(&Arc::new(door), listeners);
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(address).await.expect("it listens");
+            stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await.expect("sent");
+            let mut answer = String::new();
+            let read = stream.read_to_string(&mut answer);
+            tokio::time::timeout(Duration::from_secs(20), read)
+                .await
+                .expect("in time")
+                .expect("all");
+            assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+        }
+    }
+}

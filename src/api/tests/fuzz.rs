@@ -17,7 +17,8 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn cases() -> u32 {
@@ -51,11 +52,17 @@ fn changed(
     )
 }
 
+/// For whoever ran it for long.
+fn say(inputs: u32, began: Instant) {
+    println!("{inputs} inputs in {:.0} s", began.elapsed().as_secs_f64());
+}
+
 fn run<S: Strategy>(inputs: S, test: impl Fn(S::Value))
 where
     S::Value: std::fmt::Debug,
 {
     let config = Config { cases: cases(), failure_persistence: None, ..Config::default() };
+    let began = Instant::now();
     let mut runner = TestRunner::new(config);
     let outcome = runner.run(&inputs, |input| {
         test(input);
@@ -64,6 +71,7 @@ where
     if let Err(why) = outcome {
         panic!("{why}");
     }
+    say(cases(), began);
 }
 
 const NUMBERS: &[&str] = &[
@@ -350,7 +358,12 @@ async fn requests() {
     let mut config = crate::api::RestConfig::on("127.0.0.1:0");
     config.request_timeout = Duration::from_millis(200);
     let served = obedient(config, primary()).await;
-    for _ in 0..(cases() / 40).max(200) {
+    let (began, many) = (Instant::now(), (cases() / 40).max(200));
+    for n in 0..many {
+        if n % 1000 == 0 {
+            // A long run outlives its lease.
+            served.snapshots.send_replace(Arc::new(primary()));
+        }
         let text = inputs.new_tree(&mut runner).expect("an input").current();
         let mut stream = tokio::net::TcpStream::connect(served.address).await.expect("it listens");
         let _ = stream.write_all(text.as_bytes()).await;
@@ -365,5 +378,7 @@ async fn requests() {
             assert!(known, "{line} for {text:?}");
         }
     }
+    served.snapshots.send_replace(Arc::new(primary()));
     assert_eq!(served.get("/primary").await.status, 200);
+    say(many, began);
 }
