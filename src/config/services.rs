@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tracing::Level;
 
 /// Without `group` and `database` Patroni drops the section (CFG-040); with them its nodes stand at
-/// another place in the store, where this one would not look. (REST-348)
+/// another place in the store, where this one would not look. (REST-348, DCS-021, DCS-062)
 pub(super) fn citus(section: &Reader<'_>) {
     let is =
         |key: &str, kind: fn(&serde_json::Value) -> bool| section.get(key).raw().is_some_and(kind);

@@ -22,6 +22,15 @@ enum Backend {
     Unknown(&'static str),
 }
 
+/// The keys of v2 and v3 are two spaces: a node on the one never sees a node on the other. (DCS-100, DCS-106)
+const ETCD_V2: &str = "etcd's v2 API is not spoken; use section etcd3, on all members of the cluster at once: \
+     members that stay on v2 would not be seen (pause the cluster, stop every Patroni, rename the section, \
+     start)";
+
+/// (DCS-143)
+const EXHIBITOR: &str =
+    "Exhibitor is not asked for servers; list them in section zookeeper, hosts: [host:2181]";
+
 /// Alphabetical: the first that is here is used. (CFG-006)
 const SECTIONS: [&str; 8] =
     ["consul", "etcd", "etcd3", "exhibitor", "kubernetes", "raft", "redis", "zookeeper"];
@@ -40,7 +49,8 @@ fn backend(section: &str) -> Backend {
         "redis" => Backend::NotCompiledIn("redis"),
         "zookeeper" if cfg!(feature = "zookeeper") => Backend::Here,
         "zookeeper" => Backend::NotCompiledIn("zookeeper"),
-        "etcd" => Backend::Unknown("etcd's v2 API is not spoken; use section etcd3"),
+        "etcd" => Backend::Unknown(ETCD_V2),
+        "exhibitor" => Backend::Unknown(EXHIBITOR),
         _ => Backend::Unknown(
             "this version has no such backend; use section etcd3, consul, zookeeper, kubernetes, redis \
              or raft",

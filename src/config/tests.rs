@@ -77,14 +77,19 @@ fn the_smallest_file_and_its_defaults() {
     assert_eq!(pg.create_replica_methods, [ReplicaMethod::Basebackup]);
 }
 
-/// Proves REST-348 (nothing is ever sent: such a node does not start; the section that Patroni drops
-/// is nothing to us either).
+/// Proves REST-348, DCS-021 and DCS-062: no group is ever loaded and nothing is ever sent; such a node does
+/// not start, since its keys stand at another place, and the line says what to do instead of beginning a
+/// second cluster. The section that Patroni drops is nothing to us either.
 #[test]
 fn citus_groups_are_refused_unless_dropped() {
     let (_, warnings) = loaded(json!({"citus": {"group": "x", "database": "x"}}));
     assert!(warnings.is_empty(), "{warnings:?}");
-    let groups = with(json!({"citus": {"group": 0, "database": "x"}})).to_string();
-    assert!(load_text(&groups).is_err());
+    for group in [0, 1, 12] {
+        let groups = with(json!({"citus": {"group": group, "database": "x"}})).to_string();
+        let line = load_text(&groups).unwrap_err().to_string();
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(line.contains("stay with Patroni for them, or remove the section"), "{line}");
+    }
 }
 
 /// Proves CFG-469: every missing or ill-typed key is one line with file, line and path.
@@ -215,6 +220,48 @@ fn the_environment_alone_is_enough() {
     assert!(local.bootstrap.is_none());
 }
 
+/// Proves DCS-037, DCS-100, DCS-101, DCS-102, DCS-103, DCS-104, DCS-105 and DCS-106 (etcd's v2 API is
+/// not spoken: whoever names it is told so and what to do, in one line; beside a section that is
+/// spoken it is ignored with a warning, never asked), and DCS-143 (the same of Exhibitor).
+#[test]
+fn stores_that_are_not_spoken_are_refused_in_one_line() {
+    for (section, path, advice) in [
+        (json!({"etcd": {"host": "h"}}), "etcd: ", "use section etcd3, on all members"),
+        (json!({"etcd": {"hosts": "h:2379", "srv": "x"}}), "etcd: ", "start"),
+        (json!({"exhibitor": {"hosts": "h"}}), "exhibitor: ", "zookeeper, hosts: [host:2181]"),
+    ] {
+        let file = with(merge_values(json!({"raft": null}), section.clone())).to_string();
+        let line = load_text(&file).unwrap_err().to_string();
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(line.contains(path) && line.contains(advice), "{line}");
+        let (local, warnings) = loaded(section);
+        assert!(matches!(local.dcs, DcsSection::Raft(_)));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("ignored, because section raft is used"), "{warnings:?}");
+    }
+}
+
+/// Proves DCS-142 and DCS-143: the legacy place of Exhibitor's section and SASL are refused, each with
+/// what to write instead.
+#[cfg(feature = "zookeeper")]
+#[test]
+fn zookeeper_without_sasl_and_exhibitor() {
+    for (section, path, advice) in [
+        (json!({"exhibitor": {"hosts": "h", "port": 1}}), "zookeeper.exhibitor: ", "hosts: ["),
+        (
+            json!({"hosts": "h", "auth_data": {"sasl": "u:p"}}),
+            "zookeeper.auth_data.sasl: ",
+            "auth_data: {digest:",
+        ),
+    ] {
+        let file = with(json!({"raft": null, "zookeeper": section})).to_string();
+        let line = load_text(&file).unwrap_err().to_string();
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(line.contains(path) && line.contains(advice), "{line}");
+        assert!(!line.contains("u:p"), "{line}");
+    }
+}
+
 /// Proves CFG-006, CFG-409.
 #[test]
 fn the_store_is_chosen_by_its_section() {
@@ -222,7 +269,7 @@ fn the_store_is_chosen_by_its_section() {
     for (section, text) in [
         (json!({}), "no section for a store"),
         (json!({"etcd": {"host": "h"}}), "etcd: etcd's v2 API is not spoken; use section etcd3"),
-        (json!({"exhibitor": {"hosts": "h"}}), "exhibitor: this version has no such backend"),
+        (json!({"exhibitor": {"hosts": "h"}}), "exhibitor: Exhibitor is not asked for servers"),
     ] {
         let message = load_text(&without(section).to_string()).unwrap_err().to_string();
         assert!(message.contains(text), "{message}");

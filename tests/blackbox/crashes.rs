@@ -91,6 +91,39 @@ pub async fn node_of_the_primary_killed_with_a_short_lease(store: Store) {
     check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
 }
 
+/// The shortest lease that the store says it keeps: nobody stands still while all is well, for as long as ten
+/// leases, and the death of the primary's node costs little more than the lease and a promotion.
+///
+/// Proves HA-324 for the number of the store.
+pub async fn the_shortest_lease_is_kept(store: Store, ttl: u32) {
+    let mut options = options(store);
+    options.dcs = json!({"ttl": ttl, "loop_wait": 1, "retry_timeout": 1.max((ttl - 1) / 2)});
+    let mut cluster = Cluster::start(options).await;
+    let old = cluster.leader().await.expect("the leader of a healthy cluster");
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    let quiet = Instant::now();
+    let while_quiet = quiet + Duration::from_secs(u64::from(10 * ttl));
+    let last = writers.accepts_after(while_quiet, Duration::from_secs(u64::from(11 * ttl))).await;
+    assert_eq!(last.map(|a| a.node), Ok(old), "{}", cluster.report());
+    let killed = Instant::now();
+    cluster.kill_node(old);
+    let again = writers.accepts_after(killed + Duration::from_millis(500), SETTLED).await;
+    let again = again.unwrap_or_else(|e| panic!("{e}\n{}", cluster.report()));
+    assert_ne!(again.node, old, "{}", cluster.report());
+    let waited = killed.elapsed();
+    println!("writes again {waited:?} after the kill");
+    let enough = Duration::from_secs(u64::from(ttl) + 10);
+    assert!(waited < enough, "{waited:?}\n{}", cluster.report());
+    cluster.start_agent(old);
+    cluster.healthy(SETTLED).await;
+    let written = writers.stop().await;
+    let gap = longest_gap(&written.accepted, quiet, killed);
+    assert!(gap < Duration::from_secs(2), "no write for {gap:?}\n{}", cluster.report());
+    check::verify(&cluster, &written, &[Loss::just_before(killed)]).await;
+    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+}
+
 /// A replica's crash is its own affair: it streams again, and the primary's clients notice
 /// nothing.
 pub async fn postmaster_of_a_replica_killed(store: Store) {

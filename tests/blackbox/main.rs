@@ -14,6 +14,7 @@ mod operator;
 mod outage;
 mod pause;
 mod planned;
+mod records;
 mod reload;
 mod slots;
 mod standby;
@@ -77,7 +78,7 @@ macro_rules! on_both_stores {
 macro_rules! on_another_store {
     ($store:ident, $options:expr) => {
         mod $store {
-            use super::{Store, crashes, guard, outage, planned};
+            use super::{Store, crashes, failsafe, guard, outage, planned};
 
             const STORE: Store = $options;
 
@@ -105,6 +106,16 @@ macro_rules! on_another_store {
             async fn store_down_at_start() {
                 outage::store_down_at_start(STORE).await;
             }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn store_out_of_reach() {
+                outage::store_out_of_reach(STORE).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn the_primary_outlives_the_store() {
+                failsafe::the_primary_outlives_the_store(STORE).await;
+            }
         }
     };
 }
@@ -113,6 +124,12 @@ on_another_store!(consul, Store::Consul { members: 1 });
 on_another_store!(zookeeper, Store::ZooKeeper { members: 1 });
 on_another_store!(redis, Store::Redis);
 on_another_store!(kubernetes, Store::Kubernetes { endpoints: true });
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn kubernetes_with_its_shortest_lease() {
+    let ttl = std::env::var("HATHI_TEST_TTL").ok().and_then(|v| v.parse().ok()).unwrap_or(3);
+    crashes::the_shortest_lease_is_kept(Store::Kubernetes { endpoints: false }, ttl).await;
+}
 
 /// Endpoints and ConfigMaps share all but their name; here the other one serves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -160,5 +177,11 @@ async fn etcd_down_at_start() {
 /// On the embedded store an outage of the store is one of the members: nobody is left to agree.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_primary_outlives_the_store() {
-    failsafe::the_primary_outlives_the_store().await;
+    failsafe::the_primary_outlives_the_store(Store::Etcd { members: 1 }).await;
+}
+
+/// Only etcd keeps leases alive when it can write no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_full_store_costs_no_primary() {
+    outage::a_full_store_costs_no_primary().await;
 }

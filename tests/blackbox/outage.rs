@@ -1,11 +1,12 @@
 //! The store is out of reach: nobody may lead without it, and the cluster returns with it.
 
 use crate::{PAUSE, SETTLED, TTL, cluster, options};
+use hathi_test_support::yaml::SCOPE;
 use hathi_test_support::{Cluster, Store, Writers, check, sql, wait};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
-/// On etcd every member freezes; on raft the other two agents do, so that the primary's own has
+/// Every server of the store freezes; on raft the other two agents do, so that the primary's own has
 /// no majority left. The primary stops taking writes before its lease could be somebody else's.
 ///
 /// Proves HA-153 and HA-304 on a real server.
@@ -42,19 +43,54 @@ pub async fn store_out_of_reach(store: Store) {
 }
 
 fn freeze(cluster: &Cluster, leader: usize, on: bool) {
-    if let Some(kubernetes) = &cluster.kubernetes {
-        return if on { kubernetes.pause_whole() } else { kubernetes.resume_whole() };
-    }
-    match &cluster.etcd {
-        Some(etcd) if on => etcd.pause(),
-        Some(etcd) => etcd.resume(),
-        None => {
+    match cluster.store() {
+        Store::Raft => {
             let signal = if on { Signal::STOP } else { Signal::CONT };
             for other in (0..cluster.nodes.len()).filter(|i| *i != leader) {
                 cluster.signal_agent(other, signal);
             }
         }
+        _ if on => cluster.pause_store(),
+        _ => cluster.resume_store(),
     }
+}
+
+/// etcd is full: leases are kept alive, and nothing is written. The primary keeps its lock for as long as
+/// that lasts, well beyond the lease, whatever becomes of its other records; they are written afterwards.
+///
+/// Proves DCS-022, DCS-023, DCS-034 and DCS-311 (records never delay the renewal) on a real server.
+pub async fn a_full_store_costs_no_primary() {
+    let cluster = cluster(Store::Etcd { members: 1 }).await;
+    let leader = cluster.leader().await.expect("the leader of a healthy cluster");
+    let etcd = cluster.etcd.as_ref().expect("its etcd");
+    let status = || etcd.value(&format!("/service/{SCOPE}/status")).expect("written by the leader");
+    let postmasters: Vec<_> = cluster.nodes.iter().map(|node| node.postmaster()).collect();
+    let writers = Writers::start(&cluster, PAUSE).await;
+    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    etcd.full(true).await;
+    let full = Instant::now();
+    let before = status();
+    let long_after = full + TTL + Duration::from_secs(10);
+    let late = writers.accepts_after(long_after, TTL + Duration::from_secs(20)).await;
+    let late = late.unwrap_or_else(|e| panic!("{e}\n{}", cluster.report()));
+    assert_eq!(late.node, leader, "{}", cluster.report());
+    assert_eq!(status(), before, "it was not full");
+    assert_eq!(cluster.leader().await, Ok(leader), "{}", cluster.report());
+    etcd.full(false).await;
+    cluster
+        .wait("the status is written again", SETTLED, || async {
+            let now = status();
+            if now == before { Err(now) } else { Ok(()) }
+        })
+        .await;
+    assert_eq!(cluster.healthy(SETTLED).await, leader, "{}", cluster.report());
+    let after: Vec<_> = cluster.nodes.iter().map(|node| node.postmaster()).collect();
+    assert_eq!(postmasters, after, "no PostgreSQL was restarted\n{}", cluster.report());
+    let written = writers.stop().await;
+    let gap = check::longest_gap(&written.accepted, full, Instant::now());
+    assert!(gap < Duration::from_secs(3), "no write for {gap:?}");
+    check::verify(&cluster, &written, &[]).await;
+    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
 }
 
 /// The store is gone when an agent starts beside a PostgreSQL that runs: one line says what was tried,

@@ -1,8 +1,9 @@
 //! The thin client: one request to one agent, and one call over all of them under one deadline.
-//! (DCS-038, DCS-041, DCS-122, DCS-301, DCS-306, chapter 4 of docs/spec/crates.md)
+//! (DCS-038, DCS-041, DCS-070, DCS-122, DCS-301, DCS-302, DCS-306, chapter 4 of docs/spec/crates.md)
 
 use crate::{ConsulConfig, tls};
 use bytes::Bytes;
+use hathi_dcs::flat::{Pauses, hedged};
 use hathi_dcs::{DcsError, Deadline, boottime};
 use http::header::{HeaderValue, USER_AGENT};
 use http::{Method, Request, StatusCode};
@@ -13,9 +14,10 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::error::Error;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// What stays as it is in a path or a query; the slash of a key is written by [`key_path`].
@@ -25,8 +27,6 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.'
 const BODY_LIMIT: usize = 16 << 20;
 /// How long one attempt may take while there is somebody else to ask, or another try.
 const ATTEMPT_MS: u64 = 1_500;
-/// Between two rounds over all agents.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// One request, as it is sent to whichever agent answers.
 #[derive(Clone, Debug)]
@@ -84,6 +84,8 @@ pub(crate) struct Agents {
     timeout_floor: Duration,
     client: OnceLock<Result<HttpClient, String>>,
     current: AtomicUsize,
+    /// Changes when the calls leave an agent.
+    moved: watch::Sender<()>,
 }
 
 impl Agents {
@@ -93,7 +95,12 @@ impl Agents {
             timeout_floor: Duration::from_millis(ATTEMPT_MS),
             client: OnceLock::new(),
             current: AtomicUsize::new(0),
+            moved: watch::Sender::new(()),
         }
+    }
+
+    pub fn moved(&self) -> watch::Receiver<()> {
+        self.moved.subscribe()
     }
 
     pub fn config(&self) -> &ConsulConfig {
@@ -146,15 +153,24 @@ impl Agents {
     /// The agent that is asked at the moment.
     fn host(&self) -> (usize, &str) {
         let which = self.current.load(Ordering::Relaxed);
+        (which, self.host_at(which))
+    }
+
+    fn host_at(&self, which: usize) -> &str {
         let hosts = &self.config.hosts;
-        let host = hosts.get(which % hosts.len().max(1)).map_or("127.0.0.1:8500", String::as_str);
-        (which, host)
+        hosts.get(which % hosts.len().max(1)).map_or("127.0.0.1:8500", String::as_str)
     }
 
     fn next_host(&self, from: usize) {
-        let to = from.wrapping_add(1);
+        self.move_to(from, from.wrapping_add(1));
+    }
+
+    fn move_to(&self, from: usize, to: usize) {
         // Somebody else may have moved on already.
-        let _ = self.current.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        let done = self.current.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        if done.is_ok() {
+            self.moved.send_modify(|()| {});
+        }
     }
 
     /// Asks until somebody answers or `by` is there. A missing key or session is an answer (404), a
@@ -162,18 +178,18 @@ impl Agents {
     pub async fn call(&self, by: Deadline, call: &Call) -> Result<Answer, DcsError> {
         let client = self.client()?;
         let began = boottime();
+        let mut pauses = Pauses::default();
         let mut repeated = false;
         let mut last = "no time to ask".to_owned();
         let mut asked = 0_usize;
+        let unreachable = |last: String| {
+            let tried = boottime().since(began);
+            Err(DcsError::unreachable(format!("consul {}", self.host().1), tried, last))
+        };
         loop {
             let left = by.left();
             if left.is_zero() {
-                let tried = boottime().since(began);
-                return Err(DcsError::unreachable(
-                    format!("consul {}", self.host().1),
-                    tried,
-                    last,
-                ));
+                return unreachable(last);
             }
             let (which, host) = self.host();
             // With one agent a slow answer is better than none: the second try gets all the rest.
@@ -190,9 +206,49 @@ impl Agents {
             }
             self.next_host(which);
             asked += 1;
+            // Between two rounds over all agents.
             if asked.is_multiple_of(self.config.hosts.len().max(1)) {
-                tokio::time::sleep(PAUSE.min(by.left())).await;
+                match pauses.next(by, None) {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => return unreachable(last),
+                }
             }
+        }
+    }
+
+    /// The same for what the lock depends on, and what does no harm when it is under way several
+    /// times: see [`hedged`]. Whoever answers is asked from then on. (DCS-302)
+    pub async fn hedged(&self, by: Deadline, call: &Call) -> Result<Answer, DcsError> {
+        let client = self.client()?;
+        let began = boottime();
+        let (which, first) = self.host();
+        let last = Mutex::new("no answer".to_owned());
+        let settled = hedged(by, |lane| {
+            let last = &last;
+            async move {
+                let host = self.host_at(which.wrapping_add(lane));
+                match self.attempt(client, host, by.left(), call).await {
+                    Ok(Attempt::Answered(answer)) => Some(Ok(answer)),
+                    Ok(Attempt::Unknown(why) | Attempt::NotNow(why)) => {
+                        *last.lock().unwrap_or_else(PoisonError::into_inner) = why;
+                        None
+                    }
+                    Err(error) => Some(Err(error)),
+                }
+            }
+        });
+        match settled.await {
+            Some((lane, settled)) => {
+                if lane > 0 {
+                    self.move_to(which, which.wrapping_add(lane));
+                }
+                Ok(Answer { repeated: lane > 0, ..settled? })
+            }
+            None if by.left().is_zero() => {
+                let (store, tried) = (format!("consul {first}"), boottime().since(began));
+                Err(DcsError::unreachable(store, tried, last.into_inner().unwrap_or_default()))
+            }
+            None => Ok(Answer { repeated: true, ..self.call(by, call).await? }),
         }
     }
 

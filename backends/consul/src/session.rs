@@ -45,7 +45,7 @@ impl Shared {
             let sent = boottime();
             let dc = self.agents.dc();
             let path = format!("/v1/session/renew/{id}?{}", dc.trim_start_matches('&'));
-            let answer = self.agents.call(by, &Call::put(path, "")).await?;
+            let answer = self.agents.hedged(by, &Call::put(path, "")).await?;
             if answer.status.is_success() {
                 self.sessions.tenure.kept(&id, sent);
                 return Ok(id);

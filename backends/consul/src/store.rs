@@ -89,7 +89,7 @@ impl Shared {
     pub(crate) async fn look(&self, name: &str, by: Deadline) -> Result<Option<Entry>, DcsError> {
         let flags = self.agents.flags(true);
         let path = format!("{}?{}", key_path(&self.key(name)), flags.trim_start_matches('&'));
-        let answer = self.agents.call(by, &Call::get(path)).await?;
+        let answer = self.agents.hedged(by, &Call::get(path)).await?;
         Ok(self.keys_in(&answer)?.remove(name))
     }
 

@@ -6,6 +6,8 @@
 //!        ▲                                   │
 //!        └── error, other agent, index back ─┘   the copy dies
 //! ```
+//! When the calls leave an agent that does not answer, the watch leaves it, too: nobody would say that
+//! it hangs there before the query's own end.
 
 use crate::http::{Call, key_path};
 use crate::store::{Keys, Shared};
@@ -31,12 +33,20 @@ impl Shared {
     async fn follow_keys(&self, wake: &Wake, served: &mut bool) -> DcsError {
         let base = format!("{}?recurse=1{}", key_path(&self.key("")), self.agents.flags(false));
         let mut seen: Option<(u64, Keys)> = None;
+        let mut moved = self.agents.moved();
         loop {
             let (path, limit) = match &seen {
                 None => (base.clone(), SETUP),
                 Some((index, _)) => (format!("{base}&index={index}&wait={WAIT_S}s"), LIMIT),
             };
-            let answer = match self.agents.once(limit, &Call::get(path)).await {
+            let call = Call::get(path);
+            let asked = tokio::select! {
+                asked = self.agents.once(limit, &call) => asked,
+                _ = moved.changed() => {
+                    return DcsError::unreachable("consul", 0, "the calls went to another agent");
+                }
+            };
+            let answer = match asked {
                 Ok(answer) => answer,
                 Err(error) => return error,
             };

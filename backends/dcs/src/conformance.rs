@@ -50,6 +50,14 @@ pub enum Target {
     Follower,
 }
 
+/// One direction between a server and those who ask it; in the embedded store, between a member and
+/// the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Requests,
+    Answers,
+}
+
 /// What can happen to a store. Every fault is in force when the call returns.
 ///
 /// The store is embedded in the handle's own process? Then the handles live where `KillOne`,
@@ -61,7 +69,11 @@ pub enum Fault {
     ResumeAll,
     PauseOne(Target),
     KillOne(Target),
-    /// Ends `PauseOne` and `KillOne`; returns when the store is whole again.
+    /// What goes this way to or from one member does not arrive.
+    CutOne(Target, Way),
+    /// Everything that one member says comes so many milliseconds late.
+    SlowOne(Target, u32),
+    /// Ends what hit one; returns when the store is whole again.
     RestoreOne,
     /// All but a minority are killed: what is left has no quorum.
     KillMajority,
@@ -184,15 +196,18 @@ tests! {
     records::garbage_costs_nobody_the_view,
     records::a_watched_view_has_my_own_writes,
     records::a_watched_view_follows_the_others,
+    records::what_refused_me_is_seen,
     records::delete_cluster_leaves_nothing,
     records::a_member_record_lives_on_the_lease,
     watching::every_record_wakes,
     watching::equal_values_are_not_written,
     watching::every_stream_of_a_handle_wakes,
     watching::an_expired_lock_wakes,
+    watching::everybody_is_woken_whoever_leads,
     watching::a_slow_reader_is_bounded,
     watching::a_watch_survives_restarts,
     watching::a_watch_survives_compaction,
+    watching::a_silent_watch_is_not_believed,
     outage::a_paused_store_is_unreachable,
     outage::a_dead_store_is_unreachable_and_returns,
     outage::a_pause_past_the_ttl_makes_no_second_owner,
@@ -202,6 +217,7 @@ tests! {
     faults::one_killed_leader_costs_nothing,
     faults::one_paused_follower_costs_nothing,
     faults::one_paused_leader_costs_nothing,
+    faults::one_half_cut_off_costs_nothing,
     faults::a_late_acquire_is_found_by_reading_again,
     faults::a_late_compare_and_set_is_found_by_reading_again,
     faults::a_write_while_paused_is_found_by_reading_again,
@@ -210,11 +226,15 @@ tests! {
     faults::withdrawn_rights_are_no_lost_lock,
     faults::a_lost_answer_is_no_lost_lock,
     faults::a_lost_answer_is_no_second_bootstrap,
+    faults::a_lost_answer_costs_no_record,
+    faults::a_lost_answer_is_no_half_view,
 }
 
 /// How a run of the suite ended, for those that ran to their end.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
+    /// Which servers they were.
+    pub ran_on: Vec<String>,
     pub passed: Vec<&'static str>,
     pub could_not: Vec<(&'static str, Cannot)>,
 }
@@ -248,7 +268,7 @@ pub async fn run_some(harness: Arc<dyn Harness>, wanted: fn(&str) -> bool) -> Su
             (test.name, run)
         })
         .collect();
-    let mut summary = Summary::default();
+    let mut summary = Summary { ran_on: vec![label.clone()], ..Summary::default() };
     let mut failed = Vec::new();
     for (name, run) in running {
         match run.await {

@@ -6,12 +6,16 @@
 
 pub mod copy;
 mod handle;
+mod hedge;
 mod kept;
+mod pauses;
 mod tenure;
 mod wakes;
 
 pub use handle::Handle;
+pub use hedge::{LANES, hedged};
 pub use kept::{Kept, READ_AGAIN};
+pub use pauses::Pauses;
 pub use tenure::Tenure;
 pub use wakes::{Ended, Wake};
 

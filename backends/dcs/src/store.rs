@@ -15,8 +15,8 @@ pub enum Freshness {
     /// As of this call, agreed by the store's majority. For every decision about leadership.
     Latest,
     /// May come from a copy that a living watch feeds, so that an idle cluster costs the store
-    /// nothing. Never older than the last thing this backend itself wrote. A backend without such
-    /// a copy, or whose watch is not alive, reads as for `Latest`.
+    /// nothing. Never older than the last thing this backend itself wrote, or was refused by (DCS-091).
+    /// A backend without such a copy, or whose watch is not alive, reads as for `Latest`.
     Watched,
 }
 

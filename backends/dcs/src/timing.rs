@@ -80,7 +80,7 @@ mod tests {
         }
     }
 
-    /// Proves HA-324 (the values): what a cluster of ours makes of a short ttl.
+    /// Proves HA-324 (the values) and DCS-312: what a cluster of ours makes of a short ttl.
     #[test]
     fn a_short_lease_holds_a_turn_and_two_retries() {
         for (shortest, wished, expected) in [

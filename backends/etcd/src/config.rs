@@ -78,9 +78,16 @@ impl EtcdConfig {
     /// Options for one endpoint. The certificate files are read anew for each connection, so a
     /// renewed certificate needs no restart.
     ///
+    /// `renamed`: the connection goes to an address, and the certificate must carry the URL's name.
+    ///
     /// # Errors
     /// What is wrong with which file.
-    pub(crate) fn options(&self, url: &str, login: bool) -> Result<ConnectOptions, String> {
+    pub(crate) fn options(
+        &self,
+        url: &str,
+        login: bool,
+        renamed: bool,
+    ) -> Result<ConnectOptions, String> {
         // A watch is the only thing that waits on an idle connection. etcd calls pings more
         // frequent than one in 5 s abuse and hangs up, hence 6 s. (DCS-074)
         let mut options = ConnectOptions::new()
@@ -90,8 +97,10 @@ impl EtcdConfig {
         if login && let Some((name, password)) = self.user() {
             options = options.with_user(name, password);
         }
-        if url.starts_with("https://") {
-            options = options.with_tls(self.tls()?);
+        if let Some(place) = url.strip_prefix("https://") {
+            let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
+            let tls = self.tls()?;
+            options = options.with_tls(if renamed { tls.domain_name(host) } else { tls });
         }
         Ok(options)
     }
@@ -147,7 +156,7 @@ mod tests {
     #[test]
     fn a_missing_certificate_is_named() {
         let config = EtcdConfig { cacert: Some("/nowhere/ca.pem".into()), ..EtcdConfig::default() };
-        let error = config.options("https://h:1", false).err().unwrap_or_default();
+        let error = config.options("https://h:1", false, false).err().unwrap_or_default();
         assert!(error.starts_with("cacert /nowhere/ca.pem"), "{error}");
     }
 }

@@ -1,69 +1,20 @@
-//! Which server do we talk to, and for how long?
+//! Which server do we talk to?
 //!
 //! One client per endpoint and a sticky index: the client's own balancing never ejects a dead
 //! member (section 3 of docs/spec/crates.md). A call tries the current endpoint for its share of
 //! the time left, moves on when that one does not answer, and charges everything it does
-//! (connecting, logging in, waiting, trying again) to the one deadline it was given. (DCS-301)
+//! (connecting, logging in, waiting, trying again) to the one deadline it was given ([`crate::call`]).
 
 use crate::EtcdConfig;
-use crate::trouble::{Trouble, classify, never_sent, whole_text};
-use etcd_client::{
-    Client, DeleteResponse, GetResponse, LeaseGrantResponse, MemberListResponse, PutResponse,
-    ResponseHeader, TxnResponse,
-};
-use hathi_dcs::{DcsError, Deadline, Millis, boottime};
+use crate::names::Names;
+use crate::trouble::{Trouble, classify, whole_text};
+use etcd_client::{Client, ResponseHeader};
+use hathi_dcs::{Deadline, Millis, boottime};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
-
-/// The answer, and whether an earlier attempt of the same call may have been applied before it.
-/// (DCS-025)
-pub(crate) struct Answer<T> {
-    pub value: T,
-    pub repeated: bool,
-}
-
-/// Why a call gave no answer.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// The server answered: there is no such lease. (DCS-035)
-    LeaseGone,
-    Failed(DcsError),
-}
-
-/// Who answered: the cluster's id and its term. (DCS-078)
-pub(crate) trait Stamped {
-    fn header(&self) -> Option<&ResponseHeader>;
-}
-
-macro_rules! stamped {
-    ($($answer:ty),+) => {
-        $(impl Stamped for $answer {
-            fn header(&self) -> Option<&ResponseHeader> {
-                self.header()
-            }
-        })+
-    };
-}
-
-stamped!(
-    GetResponse,
-    TxnResponse,
-    PutResponse,
-    DeleteResponse,
-    LeaseGrantResponse,
-    MemberListResponse
-);
-
-/// A keepalive's answer, of which the client gives no header away.
-pub(crate) struct KeptAlive;
-
-impl Stamped for KeptAlive {
-    fn header(&self) -> Option<&ResponseHeader> {
-        None
-    }
-}
 
 pub(crate) struct Endpoint {
     pub url: String,
@@ -71,13 +22,13 @@ pub(crate) struct Endpoint {
 }
 
 #[derive(Clone)]
-struct Held {
-    client: Client,
-    logged_in: bool,
+pub(crate) struct Held {
+    pub client: Client,
+    pub logged_in: bool,
 }
 
-/// What went wrong before the request could be sent.
-enum Before {
+/// What went wrong before there was an answer.
+pub(crate) enum Before {
     Etcd(etcd_client::Error),
     /// The configuration cannot work.
     Config(String),
@@ -89,13 +40,14 @@ impl Endpoint {
     }
 
     /// The client, made on first use: with a user it logs in at once, over the network.
-    async fn client(&self, config: &EtcdConfig) -> Result<Held, Before> {
+    async fn client(&self, config: &EtcdConfig, names: &Names) -> Result<Held, Before> {
         let mut slot = self.client.lock().await;
         if let Some(held) = &*slot {
             return Ok(held.clone());
         }
         let mut logged_in = config.user().is_some();
-        let mut made = self.connect(config, logged_in).await;
+        let detour = names.detour(&self.url).await;
+        let mut made = self.connect(config, logged_in, detour).await;
         if let Err(Before::Etcd(error)) = &made
             && logged_in
             && classify(error) == Trouble::NoLogin
@@ -103,20 +55,30 @@ impl Endpoint {
             // Authentication is (still) off: what Patroni does, too. Once it is switched on, the
             // first refused request leads back here.
             logged_in = false;
-            made = self.connect(config, false).await;
+            made = self.connect(config, false, detour).await;
         }
         let held = Held { client: made?, logged_in };
         *slot = Some(held.clone());
         Ok(held)
     }
 
-    async fn connect(&self, config: &EtcdConfig, login: bool) -> Result<Client, Before> {
-        let options = config.options(&self.url, login).map_err(Before::Config)?;
-        Client::connect([self.url.as_str()], Some(options)).await.map_err(Before::Etcd)
+    /// To where the name leads, or to `detour`; a certificate must carry the name all the same.
+    async fn connect(
+        &self,
+        config: &EtcdConfig,
+        login: bool,
+        detour: Option<SocketAddr>,
+    ) -> Result<Client, Before> {
+        let options = config.options(&self.url, login, detour.is_some()).map_err(Before::Config)?;
+        let url = match (detour, self.url.split_once("://")) {
+            (Some(address), Some((scheme, _))) => format!("{scheme}://{address}"),
+            (_, _) => self.url.clone(),
+        };
+        Client::connect([url], Some(options)).await.map_err(Before::Etcd)
     }
 
     /// The next call makes a new connection. If somebody is making one already, that is it.
-    fn forget(&self) {
+    pub fn forget(&self) {
         if let Ok(mut slot) = self.client.try_lock() {
             *slot = None;
         }
@@ -135,6 +97,7 @@ struct State {
 
 pub(crate) struct Endpoints {
     config: EtcdConfig,
+    names: Names,
     /// Members are asked for this often, at the most. (DCS-081)
     discover_every_ms: u64,
     state: Mutex<State>,
@@ -145,10 +108,20 @@ pub(crate) struct Endpoints {
 impl Endpoints {
     /// `spread` differs from member to member, so that they do not all begin at the same endpoint.
     pub fn new(config: EtcdConfig, spread: usize, discover_every_ms: u64) -> Arc<Self> {
+        Self::by_names(config, spread, discover_every_ms, Names::new())
+    }
+
+    fn by_names(
+        config: EtcdConfig,
+        spread: usize,
+        discover_every_ms: u64,
+        names: Names,
+    ) -> Arc<Self> {
         let list: Vec<_> = config.urls().into_iter().map(Endpoint::new).collect();
         let current = spread.checked_rem(list.len()).unwrap_or(0);
         Arc::new(Self {
             config,
+            names,
             discover_every_ms,
             state: Mutex::new(State {
                 list,
@@ -170,9 +143,33 @@ impl Endpoints {
         self.moved.subscribe()
     }
 
-    fn current(&self) -> Option<(Arc<Endpoint>, usize)> {
+    /// The connection to this server; made now if there is none.
+    pub async fn client_of(&self, endpoint: &Arc<Endpoint>) -> Result<Held, Before> {
+        endpoint.client(&self.config, &self.names).await
+    }
+
+    pub fn current(&self) -> Option<(Arc<Endpoint>, usize)> {
         let state = self.state();
         state.list.get(state.current).map(|endpoint| (endpoint.clone(), state.list.len()))
+    }
+
+    /// So many endpoints, beginning with the current one; the same again where there are fewer.
+    pub fn in_order(&self, count: usize) -> Vec<Arc<Endpoint>> {
+        let state = self.state();
+        state.list.iter().cycle().skip(state.current).take(count).cloned().collect()
+    }
+
+    /// This one answered where the current one may not have: it is the current one now.
+    pub fn prefer(&self, endpoint: &Arc<Endpoint>) {
+        let mut state = self.state();
+        let place = state.list.iter().position(|one| Arc::ptr_eq(one, endpoint));
+        if let Some(place) = place
+            && place != state.current
+        {
+            state.current = place;
+            drop(state);
+            self.moved.send_modify(|count| *count += 1);
+        }
     }
 
     /// A new connection to the next endpoint (the same one, if there is no other), unless somebody
@@ -207,125 +204,10 @@ impl Endpoints {
         }
     }
 
-    /// Asks the store, on this endpoint and the next ones, until it answers or the deadline comes.
-    ///
-    /// `ask` must be such that sending it twice does no harm; what a second sending finds is for
-    /// the caller to judge by [`Answer::repeated`].
-    pub async fn call<T, A, F>(self: &Arc<Self>, by: Deadline, ask: A) -> Result<Answer<T>, Failure>
-    where
-        T: Stamped,
-        A: Fn(Client) -> F,
-        F: Future<Output = Result<T, etcd_client::Error>>,
-    {
-        let began = boottime();
-        let budget = by.left();
-        let mut pause = Duration::from_millis(100);
-        let mut failures = 0;
-        let mut logins = 0;
-        let mut repeated = false;
-        let mut why = String::from("the deadline had passed");
-        loop {
-            let Some((endpoint, count)) = self.current() else {
-                let why = "no endpoints are configured (discovery by srv is not built yet)".into();
-                return Err(Failure::Failed(DcsError::NotRetriable { store: "etcd".into(), why }));
-            };
-            let left = by.left();
-            if left.is_zero() {
-                return Err(unreachable(&endpoint, began, &why));
-            }
-            let mut sent = None;
-            let attempt = async {
-                let held = endpoint.client(&self.config).await?;
-                let asked = ask(held.client.clone());
-                sent = Some(held);
-                asked.await.map_err(Before::Etcd)
-            };
-            let trouble = match timeout(attempt_time(budget, count).min(left), attempt).await {
-                Ok(Ok(value)) => {
-                    if !self.is_stale(value.header()) {
-                        self.discover_if_due();
-                        return Ok(Answer { value, repeated });
-                    }
-                    why = "it missed an election".to_owned();
-                    repeated = true;
-                    Trouble::OtherEndpoint
-                }
-                Ok(Err(Before::Config(text))) => {
-                    let store = endpoint.url.clone();
-                    return Err(Failure::Failed(DcsError::NotRetriable { store, why: text }));
-                }
-                Ok(Err(Before::Etcd(error))) => {
-                    why = whole_text(&error);
-                    let trouble = classify(&error);
-                    if sent.is_some() && trouble == Trouble::OtherEndpoint && !never_sent(&why) {
-                        repeated = true;
-                    }
-                    trouble
-                }
-                Err(_elapsed) => {
-                    why = "no answer".to_owned();
-                    repeated |= sent.is_some();
-                    Trouble::OtherEndpoint
-                }
-            };
-            tracing::debug!(endpoint = endpoint.url, %why, ?trouble, "etcd gave no answer");
-            match trouble {
-                Trouble::OtherEndpoint => {
-                    self.give_up(&endpoint);
-                    failures += 1;
-                    if failures < count {
-                        continue;
-                    }
-                    if failures == count {
-                        self.back_to_configured();
-                    }
-                }
-                Trouble::Later => {}
-                Trouble::Login if logins < 2 => {
-                    logins += 1;
-                    match sent {
-                        // A new token for everybody who uses this connection.
-                        Some(held) if held.logged_in && logins == 1 => {
-                            match timeout(by.left(), held.client.refresh_token()).await {
-                                Ok(Err(error)) if classify(&error) == Trouble::Refused => {
-                                    return Err(refused(&endpoint, whole_text(&error)));
-                                }
-                                Ok(_) | Err(_) => {}
-                            }
-                        }
-                        Some(_) | None => endpoint.forget(),
-                    }
-                    continue;
-                }
-                Trouble::NoLogin if logins < 2 => {
-                    logins += 1;
-                    endpoint.forget();
-                    continue;
-                }
-                Trouble::Login | Trouble::NoLogin | Trouble::Refused => {
-                    endpoint.forget();
-                    return Err(refused(&endpoint, why));
-                }
-                Trouble::LeaseGone => return Err(Failure::LeaseGone),
-                Trouble::Hopeless => return Err(unreachable(&endpoint, began, &why)),
-                Trouble::Wrong => {
-                    let store = endpoint.url.clone();
-                    return Err(Failure::Failed(DcsError::NotRetriable { store, why }));
-                }
-            }
-            let wait = pause + jitter(pause);
-            if wait >= by.left() {
-                return Err(unreachable(&endpoint, began, &why));
-            }
-            tokio::time::sleep(wait).await;
-            pause = (pause * 2).min(Duration::from_secs(1));
-        }
-    }
-
     /// A client of the current endpoint for a long-lived stream.
     pub async fn stream_client(&self, by: Deadline) -> Result<(Client, Arc<Endpoint>), String> {
         let Some((endpoint, _)) = self.current() else { return Err("no endpoints".into()) };
-        match timeout(by.left(), endpoint.client(&self.config)).await {
+        match timeout(by.left(), self.client_of(&endpoint)).await {
             Ok(Ok(held)) => Ok((held.client, endpoint)),
             Ok(Err(Before::Config(why))) => Err(why),
             Ok(Err(Before::Etcd(error))) => {
@@ -340,12 +222,12 @@ impl Endpoints {
     }
 
     /// Nothing answered: what the configuration says is the last resort. (DCS-073)
-    fn back_to_configured(&self) {
+    pub fn back_to_configured(&self) {
         self.replace_list(self.config.urls());
     }
 
     /// Asks for the members when it is time, beside the calls, never in their way.
-    fn discover_if_due(self: &Arc<Self>) {
+    pub fn discover_if_due(self: &Arc<Self>) {
         {
             let mut state = self.state();
             let due = state
@@ -361,7 +243,7 @@ impl Endpoints {
             let Some(endpoints) = this.upgrade() else { return };
             let asked = timeout(Duration::from_secs(5), async {
                 let (endpoint, _) = endpoints.current()?;
-                let held = endpoint.client(&endpoints.config).await.ok()?;
+                let held = endpoints.client_of(&endpoint).await.ok()?;
                 let mut client = held.client;
                 client.member_list().await.ok()
             });
@@ -393,7 +275,8 @@ impl Endpoints {
                     urls.push(url);
                 }
             }
-            endpoints.replace_list(urls);
+            endpoints.replace_list(urls.clone());
+            endpoints.names.renew(&urls).await;
         });
     }
 
@@ -423,46 +306,48 @@ impl Endpoints {
     }
 }
 
-/// The share of one attempt: three for one endpoint, two for each of two, one for each of more; at
-/// least a second. (DCS-072)
-fn attempt_time(budget: Duration, endpoints: usize) -> Duration {
-    let attempts: u32 = match endpoints {
-        0 | 1 => 3,
-        2 => 4,
-        more => u32::try_from(more).unwrap_or(u32::MAX),
-    };
-    (budget / attempts).max(Duration::from_secs(1))
-}
-
-/// Up to four fifths of the pause, so that many members do not come back in step. (DCS-070)
-fn jitter(pause: Duration) -> Duration {
-    let nanos = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.subsec_nanos());
-    pause * (nanos / 1_000 % 800) / 1_000
-}
-
-fn unreachable(endpoint: &Endpoint, began: Millis, why: &str) -> Failure {
-    let tried_ms = boottime().since(began);
-    Failure::Failed(DcsError::unreachable(endpoint.url.clone(), tried_ms, why))
-}
-
-fn refused(endpoint: &Endpoint, why: String) -> Failure {
-    Failure::Failed(DcsError::Refused { store: endpoint.url.clone(), why })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
+    use std::sync::atomic::{AtomicU16, Ordering};
 
-    /// Proves DCS-072.
-    #[test]
-    fn the_time_is_shared_among_endpoints() {
-        let ten = Duration::from_secs(10);
-        for (count, ms) in [(1, 3_333), (2, 2_500), (3, 3_333), (5, 2_000)] {
-            assert_eq!(attempt_time(ten, count).as_millis(), ms, "{count} endpoints");
-        }
-        assert_eq!(attempt_time(Duration::from_secs(2), 5), Duration::from_secs(1));
+    /// Where the only name leads; 0: no name server answers.
+    static PORT: AtomicU16 = AtomicU16::new(0);
+
+    /// Proves DCS-075 on a real server: a connection that is made while no name server answers goes to where
+    /// the name led before.
+    #[tokio::test]
+    async fn a_name_server_that_is_gone_costs_no_store() {
+        use hathi_test_support::{Etcd, EtcdVersion};
+        let etcd = Etcd::start(EtcdVersion::V35, 1).await;
+        let port = etcd.client_ports()[0];
+        let names = Names::by(|_name| {
+            async {
+                match PORT.load(Ordering::SeqCst) {
+                    0 => Err(std::io::Error::other("no name server answers")),
+                    port => Ok(vec![([127, 0, 0, 1], port).into()]),
+                }
+            }
+            .boxed()
+        });
+        // The system itself never knows such a name.
+        let endpoint = format!("http://etcd.invalid:{port}");
+        let config = EtcdConfig {
+            endpoints: vec![endpoint.clone()],
+            use_proxies: true,
+            ..EtcdConfig::default()
+        };
+        let endpoints = Endpoints::by_names(config, 0, 60_000, names);
+        let read = || {
+            let by = Deadline::in_ms(3_000);
+            endpoints.call(by, |client| async move { client.kv_client().get("k", None).await })
+        };
+        assert!(read().await.is_err(), "it was never known");
+        PORT.store(port, Ordering::SeqCst);
+        endpoints.names.renew(&[endpoint]).await;
+        PORT.store(0, Ordering::SeqCst);
+        assert!(read().await.is_ok(), "where it led before");
     }
 
     /// Proves DCS-081 (the configured list stays) and the sticky endpoint.

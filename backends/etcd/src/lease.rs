@@ -1,6 +1,6 @@
 //! The one lease of this process: it carries the leader key and my member key. (DCS-082)
 
-use crate::endpoints::{Failure, KeptAlive};
+use crate::call::{Failure, KeptAlive};
 use crate::store::Shared;
 use hathi_dcs::{DcsError, Deadline, boottime};
 
@@ -12,7 +12,7 @@ impl Shared {
             let sent = boottime();
             let kept = self
                 .endpoints
-                .call(by, |client| async move {
+                .hedged(by, |client| async move {
                     // Opening the stream sends one keepalive and waits for its answer.
                     client.lease_client().keep_alive(id).await.map(|_stream| KeptAlive)
                 })

@@ -2,7 +2,7 @@
 //! the attempt and the second look: a call that is sent twice finds its own first success.
 //! (DCS-025, DCS-085, DCS-086, DCS-087, DCS-305)
 
-use crate::endpoints::{Answer, Failure};
+use crate::call::{Answer, Failure};
 use crate::store::{Shared, text};
 use async_trait::async_trait;
 use etcd_client::{
@@ -65,7 +65,8 @@ impl Shared {
     ) -> Result<(Answer<TxnResponse>, i64), DcsError> {
         let mut lease = lease;
         for last in [false, true] {
-            match self.txn(by, txn(lease)).await {
+            // Each of these, sent twice, finds its own first success.
+            match self.hedged_txn(by, txn(lease)).await {
                 Ok(answer) => {
                     if wrote(&answer.value) {
                         self.wrote(answer.value.header());

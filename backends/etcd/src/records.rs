@@ -1,6 +1,6 @@
 //! Every record but the leader key: skipped when nothing changes, compared when asked to.
 
-use crate::endpoints::Failure;
+use crate::call::Failure;
 use crate::lock::read_in;
 use crate::store::{Entry, Shared};
 use async_trait::async_trait;

@@ -1,7 +1,8 @@
 //! `Flat` for etcd: reading everything, and what the calls and the watch have in common.
 
 use crate::EtcdConfig;
-use crate::endpoints::{Answer, Endpoints, Failure};
+use crate::call::{Answer, Failure};
+use crate::endpoints::Endpoints;
 use async_trait::async_trait;
 use etcd_client::{GetOptions, GetResponse, ResponseHeader, Txn, TxnResponse};
 use hathi_dcs::flat::copy::{self, view_of};
@@ -45,6 +46,20 @@ impl Shared {
     pub(crate) async fn txn(&self, by: Deadline, txn: Txn) -> Result<Answer<TxnResponse>, Failure> {
         self.endpoints
             .call(by, |client| {
+                let txn = txn.clone();
+                async move { client.kv_client().txn(txn).await }
+            })
+            .await
+    }
+
+    /// The same for a transaction that a lock depends on, and that may run several times at once.
+    pub(crate) async fn hedged_txn(
+        &self,
+        by: Deadline,
+        txn: Txn,
+    ) -> Result<Answer<TxnResponse>, Failure> {
+        self.endpoints
+            .hedged(by, |client| {
                 let txn = txn.clone();
                 async move { client.kv_client().txn(txn).await }
             })

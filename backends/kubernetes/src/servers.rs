@@ -1,4 +1,4 @@
-//! One call over all API servers under one deadline. (DCS-045, DCS-046, DCS-072, DCS-178, DCS-179, DCS-301,
+//! One call over all API servers under one deadline. (DCS-045, DCS-046, DCS-070, DCS-072, DCS-178, DCS-179, DCS-301,
 //! section 7 of docs/spec/crates.md)
 //!
 //! A `kube` client knows one address; so there is one client a server, asked one after the other.
@@ -7,6 +7,7 @@
 use crate::objects::{Kind, Sent};
 use crate::{KubernetesConfig, access};
 use futures::{Stream, StreamExt};
+use hathi_dcs::flat::{LANES, Pauses, hedged};
 use hathi_dcs::{DcsError, Deadline, Millis, boottime};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -25,8 +26,6 @@ use tokio::time::timeout;
 const BODY_LIMIT: usize = 32 << 20;
 /// How long one attempt may take while there is somebody else to ask, or another try.
 const ATTEMPT: Duration = Duration::from_millis(1_500);
-/// Between two rounds over all servers.
-const PAUSE: Duration = Duration::from_millis(100);
 /// How long the servers' own addresses may be asked for; they are a help, not a condition.
 const DISCOVERY: Duration = Duration::from_secs(1);
 
@@ -51,7 +50,8 @@ pub(crate) struct Call {
     pub verb: &'static str,
     pub kind: &'static str,
     pub request: Request<Vec<u8>>,
-    /// Withdrawn rights may come back: they are asked for again until the deadline. (DCS-045)
+    /// The lock depends on it. Withdrawn rights may come back: they are asked for again until the
+    /// deadline (DCS-045). And no single server may use the time up (DCS-302).
     pub patient: bool,
 }
 
@@ -195,7 +195,9 @@ impl Servers {
         }
     }
 
-    /// Asks until somebody answers or `by` is there.
+    /// Asks until somebody answers or `by` is there. What the lock depends on goes to several servers
+    /// when the first is slow (or to the service again, on another connection); see [`hedged`]. Sending
+    /// it twice does no harm: what decides names the version it changes. (DCS-302)
     ///
     /// # Errors
     /// `Refused`: a right is missing, named in one line. `NotRetriable`: the request cannot be right.
@@ -205,6 +207,82 @@ impl Servers {
         let first =
             first.map_err(|_| self.unreachable(began, "its files are not read in time"))??;
         self.refresh(&first, by).await;
+        if !call.patient {
+            return self.in_turn(by, call).await;
+        }
+        let servers = self.in_order(LANES);
+        let last = Mutex::new((false, "no answer".to_owned()));
+        let settled = hedged(by, |lane| {
+            let (server, last) = (servers.get(lane).cloned(), &last);
+            let again = servers
+                .iter()
+                .take(lane)
+                .any(|one| server.as_ref().is_some_and(|this| Arc::ptr_eq(one, this)));
+            async move {
+                let server = server?;
+                if again {
+                    // On another connection, which may lead to another one behind the service.
+                    server.forget_client();
+                }
+                let client = match server.client() {
+                    Ok(client) => client,
+                    Err(why) => return Some(Err(self.hopeless(why))),
+                };
+                let said = match self.attempt(&client, by.left(), call).await {
+                    Ok(Attempt::Answered { status, body }) => return Some(Ok((status, body))),
+                    Err(error) => return Some(Err(error)),
+                    Ok(Attempt::Unknown401(why)) => {
+                        server.forget_client();
+                        (true, why)
+                    }
+                    Ok(Attempt::Forbidden(why)) => (true, why),
+                    Ok(Attempt::Unknown(why, _) | Attempt::NotNow(why, _)) => (false, why),
+                };
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = said;
+                None
+            }
+        });
+        match settled.await {
+            Some((lane, settled)) => {
+                if let Some(server) = servers.get(lane) {
+                    self.prefer(server);
+                }
+                let (status, body) = settled?;
+                Ok(Answer { status, body, repeated: lane > 0 })
+            }
+            None if by.left().is_zero() => {
+                Err(match last.into_inner().unwrap_or_else(PoisonError::into_inner) {
+                    (true, why) => DcsError::Refused { store: self.store(), why },
+                    (false, why) => self.unreachable(began, why),
+                })
+            }
+            None => Ok(Answer { repeated: true, ..self.in_turn(by, call).await? }),
+        }
+    }
+
+    /// So many servers, beginning with the one that is asked at the moment.
+    fn in_order(&self, count: usize) -> Vec<Arc<Server>> {
+        let list = self.list();
+        list.servers.iter().cycle().skip(list.current).take(count).cloned().collect()
+    }
+
+    /// This one answered where another may not have.
+    fn prefer(&self, server: &Arc<Server>) {
+        let mut list = self.list();
+        let place = list.servers.iter().position(|one| Arc::ptr_eq(one, server));
+        if let Some(place) = place
+            && place != list.current
+        {
+            list.current = place;
+            drop(list);
+            self.moved.send_modify(|()| {});
+        }
+    }
+
+    /// One server after the other.
+    async fn in_turn(&self, by: Deadline, call: &Call) -> Result<Answer, DcsError> {
+        let began = boottime();
+        let mut pauses = Pauses::default();
         let mut repeated = false;
         let mut last = "no time to ask".to_owned();
         let mut asked = 0_usize;
@@ -215,10 +293,7 @@ impl Servers {
                 return Err(self.unreachable(began, "no API server is known"));
             };
             if left.is_zero() {
-                return Err(match refused {
-                    Some(why) => DcsError::Refused { store: self.store(), why },
-                    None => self.unreachable(began, last),
-                });
+                break;
             }
             let share = if count <= 1 { left / 2 } else { left / 3 };
             let limit = left.min(share.max(ATTEMPT));
@@ -245,11 +320,16 @@ impl Servers {
             }
             self.leave(which, &server);
             asked += 1;
-            let round = asked.is_multiple_of(count.max(1));
-            if let Some(pause) = pause.or(round.then_some(PAUSE)) {
-                tokio::time::sleep(pause.min(by.left())).await;
+            if pause.is_some() || asked.is_multiple_of(count.max(1)) {
+                // Refused rights are what matters, also when the time is short.
+                let Some(wait) = pauses.next(by, pause) else { break };
+                tokio::time::sleep(wait).await;
             }
         }
+        Err(match refused {
+            Some(why) => DcsError::Refused { store: self.store(), why },
+            None => self.unreachable(began, last),
+        })
     }
 
     fn unreachable(&self, began: Millis, why: impl ToString) -> DcsError {

@@ -26,9 +26,14 @@ use tokio::time::timeout;
 
 /// How long the lists, or the beginning of a watch, may take.
 const SETUP_MS: u64 = 3_000;
-/// How long the server holds a watch; a connection that died unseen is found out a little later.
+/// How long the server holds a watch at the most; a connection that died unseen is found out a little
+/// later, and before the ttl is over. (DCS-074)
 const HOLD_S: u32 = 15;
-const LATE: Duration = Duration::from_secs(3);
+
+/// The same for this ttl, in seconds, and how much later the server may be.
+fn hold(ttl: u32) -> (u32, Duration) {
+    ((ttl / 2).clamp(1, HOLD_S), Duration::from_secs(u64::from((ttl / 5).clamp(1, 3))))
+}
 /// Between two tries while watching is forbidden.
 const BLIND: Duration = Duration::from_secs(10);
 
@@ -135,7 +140,7 @@ impl Shared {
     async fn watch_one(&self, kind: Kind, from: u64) -> Result<Events, String> {
         let params = WatchParams {
             label_selector: Some(self.selector.clone()),
-            timeout: Some(HOLD_S),
+            timeout: Some(hold(self.timing().ttl).0),
             ..WatchParams::default()
         };
         let request = self.requests(kind.resource()).watch(&params, &from.to_string());
@@ -152,8 +157,9 @@ impl Shared {
         mut from: u64,
         mut events: Events,
     ) -> String {
-        let limit = Duration::from_secs(u64::from(HOLD_S)) + LATE;
         loop {
+            let (seconds, late) = hold(self.timing().ttl);
+            let limit = Duration::from_secs(u64::from(seconds)) + late;
             let taken = match timeout(limit, events.next()).await {
                 Err(_elapsed) => Err("silence".to_owned()),
                 // It was held long enough; it goes on where it was.
@@ -189,5 +195,20 @@ impl Shared {
         self.seen.put(side, name, version, (!gone).then_some(object));
         self.publish();
         Ok(version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Proves DCS-074: silence is found out within the ttl.
+    #[test]
+    fn silence_is_shorter_than_the_ttl() {
+        for ttl in 3..200 {
+            let (seconds, late) = hold(ttl);
+            assert!(u64::from(seconds) + late.as_secs() < u64::from(ttl), "{ttl}");
+        }
+        assert_eq!(hold(30), (15, Duration::from_secs(3)));
     }
 }

@@ -27,6 +27,12 @@ impl Network {
         }
     }
 
+    pub(crate) fn late_from(&self, addr: &str, ms: u32) {
+        for peer in self.peers.values().filter(|peer| peer.addr == addr) {
+            peer.late(ms);
+        }
+    }
+
     pub(crate) fn cut_to(&self, addr: &str, cut: bool) {
         for peer in self.peers.values().filter(|peer| peer.addr == addr) {
             peer.cut(cut);

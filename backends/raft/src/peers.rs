@@ -95,6 +95,8 @@ pub(crate) struct Peer {
     questions: mpsc::Sender<Pending>,
     #[cfg(test)]
     is_cut: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    #[cfg(test)]
+    late_ms: std::sync::Arc<std::sync::atomic::AtomicU32>,
 }
 
 /// What it takes to reach a member.
@@ -122,6 +124,8 @@ impl Peer {
             questions,
             #[cfg(test)]
             is_cut: Default::default(),
+            #[cfg(test)]
+            late_ms: Default::default(),
         }
     }
 
@@ -131,6 +135,12 @@ impl Peer {
         self.is_cut.store(cut, std::sync::atomic::Ordering::SeqCst);
     }
 
+    /// From now on its answers come so late.
+    #[cfg(test)]
+    pub(crate) fn late(&self, ms: u32) {
+        self.late_ms.store(ms, std::sync::atomic::Ordering::SeqCst);
+    }
+
     pub(crate) async fn ask(&self, ask: Ask, limit: Duration) -> Result<Answer, WireError> {
         #[cfg(test)]
         if self.is_cut.load(std::sync::atomic::Ordering::SeqCst) {
@@ -138,6 +148,15 @@ impl Peer {
             return Err(WireError::Timeout);
         }
         let (waiter, answer) = oneshot::channel();
+        #[cfg(test)]
+        let answer = {
+            let late = self.late_ms.load(std::sync::atomic::Ordering::SeqCst);
+            async move {
+                let answer = answer.await;
+                tokio::time::sleep(Duration::from_millis(late.into())).await;
+                answer
+            }
+        };
         self.questions
             .try_send(Pending { ask, waiter })
             .map_err(|_| WireError::Io("too many questions are waiting".to_owned()))?;

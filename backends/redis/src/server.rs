@@ -1,9 +1,10 @@
-//! The connection to the writable server, and one call under one deadline. (DCS-204, DCS-207,
-//! DCS-301)
+//! The connection to the writable server, and one call under one deadline. (DCS-070, DCS-204,
+//! DCS-207, DCS-301)
 
 use crate::RedisConfig;
 use crate::sentinel::{self, NoName};
 use crate::trust::{Server, Trust};
+use hathi_dcs::flat::Pauses;
 use hathi_dcs::{DcsError, Deadline, boottime};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, RedisError, Script, Value};
@@ -16,8 +17,6 @@ use tokio::time::timeout;
 const SCRIPT: &str = include_str!("store.lua");
 /// How long one attempt may take while there is time for another one.
 const ATTEMPT: Duration = Duration::from_millis(1_500);
-/// Between two tries.
-const PAUSE: Duration = Duration::from_millis(100);
 /// How long the replicas may take before the write is tried again.
 const REPLICAS: Duration = Duration::from_millis(1_000);
 
@@ -275,13 +274,13 @@ impl Servers {
         words: impl Fn(&dyn Fn(u64) -> u64) -> Result<Vec<String>, DcsError> + Send + std::marker::Sync,
     ) -> Result<Answer, DcsError> {
         let began = boottime();
+        let mut pauses = Pauses::default();
         let (mut first, mut last) = (String::new(), "no time to ask".to_owned());
         let mut repeated = false;
         loop {
             let left = by.left();
             if left.is_zero() {
-                let why = if first.is_empty() { last } else { format!("{first}; then {last}") };
-                return Err(self.unreachable(boottime().since(began), why));
+                break;
             }
             let limit = left.min((left / 2).max(ATTEMPT));
             let attempt = async {
@@ -316,8 +315,11 @@ impl Servers {
             };
             last = why;
             self.leave(by).await;
-            tokio::time::sleep(PAUSE.min(by.left())).await;
+            let Some(wait) = pauses.next(by, None) else { break };
+            tokio::time::sleep(wait).await;
         }
+        let why = if first.is_empty() { last } else { format!("{first}; then {last}") };
+        Err(self.unreachable(boottime().since(began), why))
     }
 
     /// The next call looks for the writable server again, beginning with the next one.

@@ -1,6 +1,6 @@
 //! The one watch of this process: a subscription, and the moment at which the next key may end. A
 //! subscription may lose messages and never says so; everything is read anew at least every ten
-//! seconds. (DCS-204)
+//! seconds, and so often that a server that says nothing is found out within the ttl. (DCS-074, DCS-204)
 
 use crate::store::{Keys, Shared};
 use futures::{FutureExt, StreamExt};
@@ -10,9 +10,13 @@ use hathi_dcs::{Change, Deadline};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long one step may take.
-const STEP_MS: u64 = 2_000;
-const LONGEST_MS: u64 = 10_000;
+/// How long the beginning may take.
+const SETUP_MS: u64 = 2_000;
+
+/// For this ttl, in milliseconds: how long nothing may be read, and how long a reading may take.
+fn rhythm(ttl_ms: u64) -> (u64, u64) {
+    ((ttl_ms / 2).clamp(500, 10_000), (ttl_ms / 4).clamp(500, 2_000))
+}
 
 impl Shared {
     pub(crate) async fn follow(&self, wake: &Wake) -> Ended {
@@ -27,7 +31,8 @@ impl Shared {
     /// Takes everything into the copy; says when to look again, in milliseconds.
     async fn take_in(&self, first: bool) -> Result<(Keys, u64), String> {
         let marked = self.kept.own();
-        let reading = self.read_all(Deadline::in_ms(STEP_MS)).await;
+        let (longest, step) = rhythm(self.timing().ttl_ms());
+        let reading = self.read_all(Deadline::in_ms(step)).await;
         let reading = reading.map_err(|error| error.to_string())?;
         self.kept.read_again(marked, reading.revision);
         if first && reading.revision < marked && marked != READ_AGAIN {
@@ -36,13 +41,13 @@ impl Shared {
         }
         self.kept.copy.replace(reading.revision, reading.keys.clone());
         self.kept.copy.lives();
-        let end = reading.next_end_ms.map_or(LONGEST_MS, |end| end + 5);
-        Ok((reading.keys, end.clamp(20, LONGEST_MS)))
+        let end = reading.next_end_ms.map_or(longest, |end| end + 5);
+        Ok((reading.keys, end.clamp(20, longest)))
     }
 
     async fn follow_keys(&self, wake: &Wake, served: &mut bool) -> Result<(), String> {
         // Finds the writable server.
-        let found = self.read_all(Deadline::in_ms(STEP_MS)).await;
+        let found = self.read_all(Deadline::in_ms(SETUP_MS)).await;
         found.map_err(|error| error.to_string())?;
         let client = self.servers.client().map_err(|error| error.to_string())?;
         let channel = self.servers.channel();
@@ -51,7 +56,7 @@ impl Shared {
             subscription.subscribe(channel).await?;
             Ok::<_, redis::RedisError>(subscription)
         };
-        let limit = Duration::from_millis(STEP_MS);
+        let limit = Duration::from_millis(SETUP_MS);
         let subscription = timeout(limit, subscribing).await.map_err(|why| why.to_string())?;
         let subscription = subscription.map_err(|error| error.to_string())?;
         let mut messages = subscription.into_on_message();
@@ -73,5 +78,20 @@ impl Shared {
             differences(&keys, &read).into_iter().for_each(|change| wake.say(change));
             (keys, next) = (read, then);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Proves DCS-074: silence is found out within the ttl.
+    #[test]
+    fn silence_is_shorter_than_the_ttl() {
+        for ttl in 3..200_u64 {
+            let (longest, step) = rhythm(ttl * 1_000);
+            assert!(longest + step < ttl * 1_000, "{ttl}");
+        }
+        assert_eq!(rhythm(30_000), (10_000, 2_000));
     }
 }

@@ -233,9 +233,16 @@ impl Sessions {
         }
     }
 
+    /// The servers do not say what they miss. (DCS-142)
     fn refused(&self) -> DcsError {
-        let why = "the credentials of auth_data are not accepted".to_owned();
-        DcsError::Refused { store: self.store(), why }
+        let why = match self.config.auth.is_empty() {
+            true => {
+                "it wants its clients to log in, and there is no auth_data; a digest is understood, \
+                 and certificates (use_ssl), SASL is not spoken"
+            }
+            false => "the credentials of auth_data are not accepted (SASL is not spoken)",
+        };
+        DcsError::Refused { store: self.store(), why: why.to_owned() }
     }
 
     async fn open(&self, by: Deadline) -> Result<Arc<Session>, DcsError> {

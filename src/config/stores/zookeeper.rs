@@ -7,6 +7,10 @@ const PORT: u16 = 2181;
 
 pub(super) fn zookeeper(section: &Reader<'_>) -> Option<ZooKeeperSection> {
     let listed = section.get("hosts");
+    if !listed.is_there() && section.get("exhibitor").is_there() {
+        section.get("exhibitor").fail(super::EXHIBITOR);
+        return None;
+    }
     if !listed.is_there() {
         listed.fail("is not defined; add hosts: [host:2181]");
         return None;
@@ -18,7 +22,16 @@ pub(super) fn zookeeper(section: &Reader<'_>) -> Option<ZooKeeperSection> {
             None => listed.fail(format!("{text:?} is no host:port")),
         }
     }
-    let auth = section.get("auth_data").entries().into_iter().filter_map(|(scheme, credential)| {
+    let shown = section.get("auth_data");
+    if shown.get("sasl").is_there() {
+        // Sent as it is, the server would take it for a scheme it has not, and hang up. (DCS-142)
+        shown.get("sasl").fail(
+            "SASL is not spoken; use a digest (auth_data: {digest: \"user:password\"}) or a client's \
+             certificate (use_ssl, cert, key)",
+        );
+        return None;
+    }
+    let auth = shown.entries().into_iter().filter_map(|(scheme, credential)| {
         credential.text().map(|text| (scheme, Secret::new(text)))
     });
     Some(ZooKeeperSection {

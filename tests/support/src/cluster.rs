@@ -282,6 +282,11 @@ impl Cluster {
         self.dir.path()
     }
 
+    /// Which store its agents share.
+    pub fn store(&self) -> Store {
+        self.options.store
+    }
+
     pub fn hathi(&self) -> &Path {
         &self.hathi
     }
@@ -425,6 +430,24 @@ impl Cluster {
         if let Some(etcd) = &mut self.etcd {
             etcd.start_all();
         }
+    }
+
+    /// SIGSTOP of every server of the store; the embedded one has none.
+    pub fn pause_store(&self) {
+        self.etcd.iter().for_each(|etcd| etcd.pause());
+        self.consul.iter().for_each(|consul| consul.pause());
+        self.zookeeper.iter().for_each(|zookeeper| zookeeper.pause());
+        self.redis.iter().for_each(|redis| redis.pause());
+        self.kubernetes.iter().for_each(Kubernetes::pause_whole);
+    }
+
+    /// Ends [`Self::pause_store`].
+    pub fn resume_store(&self) {
+        self.etcd.iter().for_each(|etcd| etcd.resume());
+        self.consul.iter().for_each(|consul| consul.resume());
+        self.zookeeper.iter().for_each(|zookeeper| zookeeper.resume());
+        self.redis.iter().for_each(|redis| redis.resume());
+        self.kubernetes.iter().for_each(Kubernetes::resume_whole);
     }
 
     /// kill -9 of every server of the store.

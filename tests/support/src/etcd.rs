@@ -8,6 +8,7 @@ use crate::process::{Process, tail};
 use crate::proxy::Proxy;
 use crate::servers::{Seat, Seats, StoreServers, seated};
 use crate::{osuser, rest, wait};
+use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -96,6 +97,26 @@ impl Etcd {
 
     /// The same with each member on the machine of its number.
     pub async fn start_on(options: EtcdOptions, network: Option<&Network>) -> Self {
+        let mut etcd = Self::prepared(options, network);
+        etcd.start_all();
+        etcd.ready().await;
+        etcd
+    }
+
+    /// One member on a copy of the data of another, which must not run: the same cluster at this moment,
+    /// as after a restore from a backup.
+    pub async fn on_copy_of(other: &Self) -> Self {
+        assert_eq!(other.members.len(), 1, "a member of several would look for the others");
+        let mut etcd = Self::prepared(other.options, None);
+        let mut copy = Command::new("cp");
+        let copied = copy.arg("-a").arg(&other.members[0].dir).arg(etcd.dir.path()).status();
+        assert!(copied.is_ok_and(|status| status.success()), "cp -a");
+        etcd.start_all();
+        etcd.ready().await;
+        etcd
+    }
+
+    fn prepared(options: EtcdOptions, network: Option<&Network>) -> Self {
         leftovers::clean("hathi-etcd-");
         let dir = osuser::server_dir("hathi-etcd-");
         let owner = Owner::of(dir.path()).expect("the lock of the run's directory");
@@ -121,10 +142,40 @@ impl Etcd {
                 Member { name, dir, host, machine, client, peer, metrics }
             })
             .collect();
-        let mut etcd = Self { options, members, seats, certs, dir, _owner: owner };
-        etcd.start_all();
-        etcd.ready().await;
-        etcd
+        Self { options, members, seats, certs, dir, _owner: owner }
+    }
+
+    /// One request to the JSON gateway of the first member, beside every client.
+    ///
+    /// # Errors
+    /// No answer, or none of success.
+    pub async fn gateway(&self, path: &str, body: &Value) -> Result<Value, String> {
+        let place = SocketAddr::from((self.members[0].host, self.members[0].client));
+        let within = Duration::from_secs(5);
+        let answer =
+            rest::request("POST", place, &format!("/v3/{path}"), Some(body), within).await?;
+        match answer.status {
+            200 => Ok(answer.json()),
+            status => Err(format!("{status} {}", answer.body)),
+        }
+    }
+
+    /// What stands under a key, if it is there.
+    pub fn value(&self, key: &str) -> Option<String> {
+        let mut command = Command::new(cache_dir().join("trixie/usr/bin/etcdctl"));
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.hosts(), "get", key]);
+        let out = command.output().expect("etcdctl runs (scripts/setup unpacks it)");
+        assert!(out.status.success(), "etcdctl: {}", String::from_utf8_lossy(&out.stderr));
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let (_, value) = text.trim_end().split_once('\n')?;
+        Some(value.to_owned())
+    }
+
+    /// Raises or ends the alarm of a store that is full: leases are kept alive, nothing is written.
+    pub async fn full(&self, yes: bool) {
+        let action = if yes { "ACTIVATE" } else { "DEACTIVATE" };
+        let alarm = json!({"action": action, "memberID": 0, "alarm": "NOSPACE"});
+        self.gateway("maintenance/alarm", &alarm).await.expect("an alarm");
     }
 
     /// `host:port,…`, as the YAML wants it.

@@ -358,7 +358,9 @@ impl StoreServers for Kubernetes {
         for which in (0..self.ports.len()).filter(|which| self.seats.runs(*which)) {
             let serves = wait::until("the API server serves", Duration::from_secs(90), || async {
                 tokio::task::block_in_place(|| {
-                    self.ask(which, "GET", "/readyz", "", None).map(drop)
+                    self.ask(which, "GET", "/readyz", "", None)?;
+                    // Made a moment after it says that it is ready.
+                    self.ask(which, "GET", "/api/v1/namespaces/default", "", None).map(drop)
                 })
             });
             if let Err(e) = serves.await {

@@ -30,6 +30,11 @@ impl Seats {
         self.0.iter().filter_map(|seat| seat.proxy.as_ref())
     }
 
+    /// What clients reach this one through.
+    pub fn proxy(&self, which: usize) -> &Proxy {
+        self.0[which].proxy.as_ref().expect("started behind proxies")
+    }
+
     /// SIGSTOP: it is there and silent.
     pub fn pause_member(&self, which: usize) {
         self.0[which].process.iter().for_each(Process::pause);

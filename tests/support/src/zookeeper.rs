@@ -26,11 +26,14 @@ pub struct ZooKeeperOptions {
     /// In milliseconds; sessions are between 2 and 20 of them, unless `longest_ms` says otherwise.
     pub tick_ms: u32,
     pub longest_ms: Option<u32>,
+    /// Clients have to log in by SASL.
+    pub sasl: bool,
 }
 
 impl ZooKeeperOptions {
     pub fn new(members: usize) -> Self {
-        Self { members, tls: false, proxied: false, tick_ms: 500, longest_ms: Some(60_000) }
+        let longest_ms = Some(60_000);
+        Self { members, tls: false, proxied: false, tick_ms: 500, longest_ms, sasl: false }
     }
 }
 
@@ -106,6 +109,10 @@ impl ZooKeeper {
         if let Some(longest) = options.longest_ms {
             let _ = writeln!(text, "maxSessionTimeout={longest}");
         }
+        if options.sasl {
+            text += "authProvider.1=org.apache.zookeeper.server.auth.SASLAuthenticationProvider\n\
+                     enforce.auth.enabled=true\nenforce.auth.schemes=sasl\n";
+        }
         if self.members.len() > 1 {
             for (i, m) in self.members.iter().enumerate() {
                 let _ = writeln!(text, "server.{}=127.0.0.1:{}:{}", i + 1, m.peer, m.election);
@@ -180,7 +187,16 @@ impl StoreServers for ZooKeeper {
                 false => format!("/etc/zookeeper/conf:{JAR}"),
             };
             let mut command = Command::new("java");
-            command.args(["-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"]);
+            command.args(["-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+            if self.options.sasl {
+                let jaas = dir.join("jaas.conf");
+                let login = "Server { org.apache.zookeeper.server.auth.DigestLoginModule required \
+                             user_bob=\"secret\"; };\n";
+                std::fs::write(&jaas, login).expect("a file can be written");
+                osuser::give(&jaas);
+                command.arg(format!("-Djava.security.auth.login.config={}", jaas.display()));
+            }
+            command.arg("-cp");
             command.arg(classes).arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(file);
             let log = self.dir.path().join(format!("z{i}.log"));
             self.seats.0[i].process = Some(Process::start(command, &log));

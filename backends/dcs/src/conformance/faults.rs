@@ -1,9 +1,10 @@
 //! One of three is gone, or an answer is: operations go on, and what is unknown is read again.
 
 use super::lock::{holder, latest};
-use super::watching::standing;
-use super::{Cannot, Case, Fault, Harness, Outcome, Target, assert_conflict, soon, until};
-use crate::{DcsError, Deadline, Expect, Freshness, Lsn, Status, Sync};
+use super::records::write_all;
+use super::watching::{Wakes, standing, touch};
+use super::{Cannot, Case, Fault, Harness, Outcome, Target, Way, assert_conflict, soon, until};
+use crate::{Change, Dcs, DcsError, Deadline, Expect, Freshness, Lsn, Status, Sync};
 use std::time::Duration;
 
 /// Proves DCS-T4 and section 3 of docs/spec/crates.md for one member gone: renewals, reads, writes
@@ -22,7 +23,17 @@ async fn one_member_gone(
     let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;
     case.store.inflict(fault(target)).await?;
-    for n in 0..8 {
+    it_goes_on(&*a, &*b, &mut wakes, 0..8).await;
+    case.store.inflict(Fault::RestoreOne).await?;
+    a.renew_leader(soon()).await.expect("whole again");
+    assert_eq!(holder(&*b).await.as_deref(), Some("a"));
+    standing(&*a, &mut wakes).await;
+    Ok(())
+}
+
+/// Renewals, reads, writes and wake-ups of a store of which one member is hurt, each within 8 s.
+async fn it_goes_on(a: &dyn Dcs, b: &dyn Dcs, wakes: &mut Wakes, rounds: std::ops::Range<u64>) {
+    for n in rounds {
         let budget = || Deadline::in_ms(8_000);
         a.renew_leader(budget()).await.expect("two of three are enough to renew");
         let view = b.load(Freshness::Latest, budget()).await.expect("two of three answer");
@@ -35,11 +46,33 @@ async fn one_member_gone(
         assert!(matches!(lost, Err(DcsError::NotOwner { .. })), "{lost:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    standing(a, wakes).await;
+}
+
+/// Proves DCS-T4 for one of three that is cut off in one direction, or slow: it is reached and does not
+/// answer, or hears nothing, or is late, and the others carry on. (DCS-030, DCS-073)
+pub async fn one_half_cut_off_costs_nothing(harness: &dyn Harness) -> Outcome {
+    let case = Case::lossy(harness).await;
+    if case.store.members() < 3 {
+        return Err(Cannot("it has one member only"));
+    }
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    a.acquire_leader(soon()).await.expect("a free lock");
+    let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;
-    case.store.inflict(Fault::RestoreOne).await?;
-    a.renew_leader(soon()).await.expect("whole again");
+    let faults = [
+        Fault::CutOne(Target::Follower, Way::Requests),
+        Fault::CutOne(Target::Follower, Way::Answers),
+        Fault::CutOne(Target::Leader, Way::Answers),
+        Fault::SlowOne(Target::Follower, 3_000),
+    ];
+    for (n, fault) in (0..).zip(faults) {
+        case.store.inflict(fault).await?;
+        it_goes_on(&*a, &*b, &mut wakes, 10 * n..10 * n + 2).await;
+        case.store.inflict(Fault::RestoreOne).await?;
+        a.renew_leader(soon()).await.expect("whole again");
+    }
     assert_eq!(holder(&*b).await.as_deref(), Some("a"));
-    standing(&*a, &mut wakes).await;
     Ok(())
 }
 
@@ -182,6 +215,58 @@ pub async fn a_lost_answer_is_no_second_bootstrap(harness: &dyn Harness) -> Outc
         let winners = u32::from(first.is_ok()) + u32::from(second.is_ok());
         assert_eq!(winners, 1, "round {round}: {first:?}, {second:?}");
         a.delete_initialize(soon()).await.expect("a healthy store");
+    }
+    Ok(())
+}
+
+/// Proves DCS-071, DCS-141 and DCS-180 (a write of any record is tried until the caller's deadline, over
+/// as many connections as it takes) and DCS-030.
+pub async fn a_lost_answer_costs_no_record(harness: &dyn Harness) -> Outcome {
+    let case = Case::lossy(harness).await;
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    a.acquire_leader(soon()).await.expect("a free lock");
+    for round in 0..2_u32 {
+        for what in [
+            Change::Initialize,
+            Change::Config,
+            Change::Member("a".into()),
+            Change::Status,
+            Change::Sync,
+            Change::Failover,
+            Change::History,
+            Change::Failsafe,
+        ] {
+            case.store.inflict(Fault::CutAnswer(round)).await?;
+            touch(&*a, &what, 40 + u64::from(round)).await;
+        }
+    }
+    // The last one may be waiting for an answer to cut.
+    let view = latest(&*b).await;
+    assert_eq!(view.initialize.as_deref(), Some("41"));
+    assert_eq!(view.config.and_then(|config| config.value["ttl"].as_u64()), Some(41));
+    assert_eq!(view.members.first().and_then(|member| member.data.lsn()), Some(Lsn(41)));
+    assert_eq!(view.status.optime, Lsn(41));
+    assert_eq!(view.sync.map(|sync| sync.value.quorum), Some(41));
+    let candidate = view.failover.and_then(|failover| failover.value.candidate);
+    assert_eq!(candidate, Some("m41".into()));
+    assert_eq!(view.history.entries.first().map(|entry| entry.switch_lsn), Some(Lsn(41)));
+    assert_eq!(
+        view.failsafe.map(|map| map.0),
+        Some([("a".into(), "http://h:41/patroni".into())].into())
+    );
+    Ok(())
+}
+
+/// Proves DCS-001 and DCS-137: a reading that was interrupted begins again; nobody sees half of it.
+pub async fn a_lost_answer_is_no_half_view(harness: &dyn Harness) -> Outcome {
+    let case = Case::lossy(harness).await;
+    let (a, b) = (case.member("pg2").await, case.member("b").await);
+    write_all(&*a).await;
+    let whole = latest(&*b).await;
+    for round in 0..6 {
+        case.store.inflict(Fault::CutAnswer(round)).await?;
+        let view = b.load(Freshness::Latest, soon()).await.expect("read again");
+        assert_eq!(view, whole, "round {round}");
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ fn config(text: &str) -> Map<String, Value> {
 }
 
 /// Writes each record once, as member `pg2`.
-async fn write_all(dcs: &dyn Dcs) {
+pub(super) async fn write_all(dcs: &dyn Dcs) {
     let what = "a healthy store";
     dcs.write_initialize(SYSTEM_ID, Expect::Absent, soon()).await.expect(what);
     dcs.write_config(&config(CONFIG), Expect::Absent, soon()).await.expect(what);
@@ -298,6 +298,28 @@ pub async fn a_watched_view_follows_the_others(harness: &dyn Harness) -> Outcome
         view.is_unlocked().then_some(())
     })
     .await;
+    Ok(())
+}
+
+/// Proves DCS-091: what was refused is looked at anew; the view shows what stood in the way, whatever
+/// the watch has delivered by then.
+pub async fn what_refused_me_is_seen(harness: &dyn Harness) -> Outcome {
+    let case = Case::healthy(harness).await;
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    let seen = || async { b.load(Freshness::Watched, soon()).await.expect("a healthy store") };
+    let first = set(&*a, "sync", 0, Expect::Absent).await.expect("absent");
+    seen().await;
+    for n in 1..40_u64 {
+        set(&*a, "sync", n, Expect::Anything).await.expect("a healthy store");
+        assert_conflict("stale", set(&*b, "sync", 1_000, Expect::Version(first)).await);
+        assert_eq!(seen().await.sync.map(|sync| sync.value.quorum), Some(n));
+        a.acquire_leader(soon()).await.expect("a free lock");
+        super::assert_not_owner("held", b.acquire_leader(soon()).await);
+        assert_eq!(seen().await.leader_name(), Some(&"a".into()), "round {n}");
+        a.release_leader(None, soon()).await.expect("mine");
+        super::assert_not_owner("nobody's", b.release_leader(None, soon()).await);
+        assert!(seen().await.is_unlocked(), "round {n}");
+    }
     Ok(())
 }
 

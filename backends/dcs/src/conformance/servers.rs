@@ -1,13 +1,16 @@
 //! The faults that every store made of server processes suffers in the same way.
 
-use super::{Cannot, Fault, Outcome, Target};
+use super::{Cannot, Fault, Outcome, Target, Way};
 use hathi_test_support::StoreServers;
+use hathi_test_support::proxy::Proxy;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
 enum Hit {
     Paused(usize),
     Killed,
+    /// Its proxy does what it should not.
+    Behind(usize),
 }
 
 /// Servers, and which one of them is hurt.
@@ -55,9 +58,26 @@ impl<S: StoreServers> Patient<S> {
                     Ok(())
                 }
             },
+            Fault::CutOne(target, way) => {
+                let hold = match way {
+                    Way::Requests => Proxy::hold_requests,
+                    Way::Answers => Proxy::hold_answers,
+                };
+                self.behind(*target, |proxy| hold(proxy, true)).await
+            }
+            Fault::SlowOne(target, ms) => {
+                self.behind(*target, |proxy| proxy.slow_answers(u64::from(*ms))).await
+            }
             Fault::LoseLease(_) | Fault::Compact | Fault::Forbid | Fault::Permit => return None,
             other => self.all(other).await,
         })
+    }
+
+    async fn behind(&self, target: Target, hurt: impl FnOnce(&Proxy)) -> Outcome {
+        let which = self.one(target).await?;
+        hurt(self.servers.lock().await.proxy(which));
+        *self.hit.lock().await = Some(Hit::Behind(which));
+        Ok(())
     }
 
     async fn all(&self, fault: &Fault) -> Outcome {
@@ -69,6 +89,12 @@ impl<S: StoreServers> Patient<S> {
                 match self.hit.lock().await.take() {
                     Some(Hit::Paused(which)) => servers.resume_member(which),
                     Some(Hit::Killed) => servers.start_all(),
+                    Some(Hit::Behind(which)) => {
+                        let proxy = servers.proxy(which);
+                        proxy.hold_requests(false);
+                        proxy.hold_answers(false);
+                        proxy.slow_answers(0);
+                    }
                     None => panic!("nothing was hit"),
                 }
                 servers.ready().await;
@@ -98,6 +124,7 @@ impl<S: StoreServers> Patient<S> {
                 servers.proxies().for_each(|proxy| proxy.cut_answer(*passing));
             }
             Fault::PauseOne(_) | Fault::KillOne(_) | Fault::LoseLease(_) => {}
+            Fault::CutOne(..) | Fault::SlowOne(..) => {}
             Fault::Compact | Fault::Forbid | Fault::Permit => {}
         }
         Ok(())
@@ -105,10 +132,11 @@ impl<S: StoreServers> Patient<S> {
 }
 
 /// What a store of one server cannot suffer: one of three gone, a minority cut off.
-pub const NEED_THREE: [&str; 5] = [
+pub const NEED_THREE: [&str; 6] = [
     "outage::without_quorum_nothing_is_promised",
     "faults::one_killed_follower_costs_nothing",
     "faults::one_killed_leader_costs_nothing",
     "faults::one_paused_follower_costs_nothing",
     "faults::one_paused_leader_costs_nothing",
+    "faults::one_half_cut_off_costs_nothing",
 ];

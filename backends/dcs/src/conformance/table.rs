@@ -19,6 +19,7 @@ const ROWS: &[(&str, &[&str])] = &[
         "one of three stands still",
         &["faults::one_paused_follower_costs_nothing", "faults::one_paused_leader_costs_nothing"],
     ),
+    ("one of three cut off in one direction, or slow", &["faults::one_half_cut_off_costs_nothing"]),
     ("two of three killed", &["outage::without_quorum_nothing_is_promised"]),
     (
         "cut from the store to the agent, and a late answer after a time-out",
@@ -32,10 +33,16 @@ const ROWS: &[(&str, &[&str])] = &[
     ("slow answers", &["faults::slow_answers_cost_time_only"]),
     (
         "connection cut between a write and its answer",
-        &["faults::a_lost_answer_is_no_lost_lock", "faults::a_lost_answer_is_no_second_bootstrap"],
+        &[
+            "faults::a_lost_answer_is_no_lost_lock",
+            "faults::a_lost_answer_is_no_second_bootstrap",
+            "faults::a_lost_answer_costs_no_record",
+        ],
     ),
+    ("connection cut within a reading", &["faults::a_lost_answer_is_no_half_view"]),
     ("a deadline that cannot be met", &["outage::a_short_deadline_is_kept"]),
     ("watch lost with the store", &["watching::a_watch_survives_restarts"]),
+    ("watch that falls silent", &["watching::a_silent_watch_is_not_believed"]),
     ("watch cut, its history thrown away", &["watching::a_watch_survives_compaction"]),
     (
         "lease or session ended under its owner",
@@ -49,6 +56,9 @@ const ROWS: &[(&str, &[&str])] = &[
     ("rights withdrawn while running", &["faults::withdrawn_rights_are_no_lost_lock"]),
     ("garbage and older forms in keys", &["records::garbage_costs_nobody_the_view"]),
 ];
+
+/// What was run, in the first row.
+const SERVERS: &str = "run on";
 
 const BEGIN: &str = "<!-- faults: written by the suites, with UPDATE_STORES=1 -->";
 const END: &str = "<!-- end of faults -->";
@@ -106,12 +116,14 @@ fn with_column(old: &[Vec<String>], store: &str, summary: &Summary) -> Vec<Vec<S
         head.push(store.to_owned());
         head.len() - 1
     });
+    let marks = ROWS.iter().map(|(what, tests)| (*what, mark(summary, tests).to_owned()));
+    let servers = (SERVERS, summary.ran_on.join("; "));
     let mut table = vec![head];
-    for (what, tests) in ROWS {
+    for (what, cell) in std::iter::once(servers).chain(marks) {
         let known = old.iter().find(|row| row.first().is_some_and(|cell| cell == what));
-        let mut row = known.cloned().unwrap_or_else(|| vec![(*what).to_owned()]);
+        let mut row = known.cloned().unwrap_or_else(|| vec![what.to_owned()]);
         row.resize(table[0].len(), "?".to_owned());
-        row[column] = mark(summary, tests).to_owned();
+        row[column] = cell;
         table.push(row);
     }
     table

@@ -2,8 +2,8 @@
 
 use super::{Case, Fault, Harness, Outcome, soon, until};
 use crate::{
-    Change, Dcs, Deadline, Expect, Failover, Failsafe, History, HistoryEntry, Lsn, MemberData,
-    Status, Sync, Timeline, boottime,
+    Change, Dcs, Deadline, Expect, Failover, Failsafe, Freshness, History, HistoryEntry, Lsn,
+    MemberData, Status, Sync, Timeline, boottime,
 };
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
@@ -13,7 +13,7 @@ use std::time::Duration;
 pub type Wakes = BoxStream<'static, Change>;
 
 /// One write that must wake everybody, different for each `n`.
-async fn touch(dcs: &dyn Dcs, what: &Change, n: u64) {
+pub(super) async fn touch(dcs: &dyn Dcs, what: &Change, n: u64) {
     let done = match what {
         Change::Initialize => dcs.write_initialize(&n.to_string(), Expect::Anything, soon()).await,
         Change::Config => {
@@ -198,6 +198,23 @@ pub async fn an_expired_lock_wakes(harness: &dyn Harness) -> Outcome {
     Ok(())
 }
 
+/// Proves DCS-210 as it is here: who sees no leader, and who leads, wait for events like everybody else.
+pub async fn everybody_is_woken_whoever_leads(harness: &dyn Harness) -> Outcome {
+    let case = Case::healthy(harness).await;
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    let mut of_b = b.watch();
+    standing(&*a, &mut of_b).await;
+    a.acquire_leader(soon()).await.expect("a free lock");
+    assert!(woken_by(&mut of_b, &Change::Leader, 3_000).await, "who saw no leader");
+    let mut of_a = a.watch();
+    standing(&*b, &mut of_a).await;
+    for what in [Change::Config, Change::Failover, Change::Member("b".into())] {
+        touch(&*b, &what, 7).await;
+        assert!(woken_by(&mut of_a, &what, 3_000).await, "{what:?}: who leads");
+    }
+    Ok(())
+}
+
 /// Proves the bound of the stream: at most 256 changes wait, and none is lost silently.
 pub async fn a_slow_reader_is_bounded(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
@@ -250,5 +267,29 @@ pub async fn a_watch_survives_compaction(harness: &dyn Harness) -> Outcome {
     standing(&*a, &mut wakes).await;
     touch(&*a, &Change::Config, 7).await;
     assert!(woken_by(&mut wakes, &Change::Config, 3_000).await, "after the compaction");
+    Ok(())
+}
+
+/// Proves DCS-074 as it is here: a store that keeps its connections and says nothing is found out within
+/// the ttl by the watch itself, and what it showed is not believed any more.
+pub async fn a_silent_watch_is_not_believed(harness: &dyn Harness) -> Outcome {
+    let case = Case::faulty(harness).await;
+    let (a, b) = (case.member("a").await, case.member("b").await);
+    a.acquire_leader(soon()).await.expect("a free lock");
+    let mut wakes = b.watch();
+    standing(&*a, &mut wakes).await;
+    b.load(Freshness::Watched, soon()).await.expect("a healthy store");
+    case.store.inflict(Fault::PauseAll).await?;
+    until("the watch is not believed any more", case.timing.ttl_ms(), || async {
+        match b.load(Freshness::Watched, Deadline::in_ms(200)).await {
+            Err(crate::DcsError::Unreachable { .. }) => Some(()),
+            Ok(view) if view.leader_name() == Some(&"a".into()) => None,
+            other => panic!("{other:?} of a store that says nothing"),
+        }
+    })
+    .await;
+    case.store.inflict(Fault::ResumeAll).await?;
+    until("the store answers again", 15_000, || async { a.renew_leader(soon()).await.ok() }).await;
+    standing(&*a, &mut wakes).await;
     Ok(())
 }

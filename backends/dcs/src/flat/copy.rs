@@ -107,6 +107,19 @@ impl<L: Clone> Copy<L> {
         };
         timeout(by.left().min(PATIENCE), wait).await.ok().flatten()
     }
+
+    /// Does it show this, or move in a moment? A watch that does neither delivers nothing any more. A
+    /// copy that is not alive shows nothing, which is no lie.
+    pub(super) async fn shows_or_moves(&self, wanted: &ClusterView) -> bool {
+        let mut stirred = self.stirred.subscribe();
+        {
+            let inner = self.inner();
+            if !inner.alive || view_of(&inner.keys) == *wanted {
+                return true;
+            }
+        }
+        timeout(PATIENCE, stirred.changed()).await.is_ok()
+    }
 }
 
 /// The view of these keys.
@@ -165,6 +178,26 @@ mod tests {
         assert!(copy.view(6, by).await.expect("it came").is_unlocked());
         copy.dies();
         assert!(copy.view(6, by).await.is_none());
+    }
+
+    /// Proves DCS-091: a watch that does not show what the store said, and does not move, is found out;
+    /// one that moves is only late.
+    #[tokio::test]
+    async fn a_copy_that_stands_still_is_found_out() {
+        let copy = Copy::default();
+        let view = |entry| view_of(&[("leader".to_owned(), entry)].into());
+        let (old, new) = (view(entry("a", 5)), view(entry("b", 6)));
+        copy.replace(5, [("leader".to_owned(), entry("a", 5))].into());
+        assert!(copy.shows_or_moves(&new).await, "not alive: it is not believed anyway");
+        copy.lives();
+        assert!(copy.shows_or_moves(&old).await);
+        assert!(!copy.shows_or_moves(&new).await, "it stands still");
+        let late = async {
+            copy.apply("leader", Some(entry("b", 6)));
+            copy.reached(6);
+        };
+        let (moves, ()) = tokio::join!(copy.shows_or_moves(&new), late);
+        assert!(moves && copy.shows_or_moves(&new).await);
     }
 
     #[test]

@@ -27,6 +27,30 @@ impl<S: Flat> Handle<S> {
         self.wakes.get_or_init(|| Wakes::start(self.store.clone())).clone()
     }
 
+    /// A refusal says that what I see may be old. (DCS-091)
+    fn heard<T>(&self, answer: Result<T, DcsError>) -> Result<T, DcsError> {
+        if let Err(DcsError::Conflict { .. } | DcsError::NotOwner { .. }) = &answer {
+            self.store.kept().doubt();
+        }
+        answer
+    }
+
+    /// What the store says, after it refused something. A watch that shows something else and stands
+    /// still begins anew.
+    async fn read_in_doubt(&self, by: Deadline) -> Result<ClusterView, DcsError> {
+        // Before the reading: what is refused meanwhile is a doubt of its own.
+        self.store.kept().believe();
+        let read = self.store.read(by).await;
+        let view = read.inspect_err(|_| self.store.kept().doubt())?;
+        let (store, wanted) = (self.store.clone(), view.clone());
+        tokio::spawn(async move {
+            if !store.kept().copy.shows_or_moves(&wanted).await {
+                store.kept().begin_anew();
+            }
+        });
+        Ok(view)
+    }
+
     /// Without expectation, and not at all if the value stands there already. (DCS-010, DCS-011)
     async fn set_if_new(&self, name: &str, value: String, by: Deadline) -> Result<(), DcsError> {
         if self.store.kept().known(name).is_some_and(|entry| entry.value == value) {
@@ -56,6 +80,9 @@ impl<S: Flat> Dcs for Handle<S> {
             Freshness::Watched => {
                 self.wakes();
                 let kept = self.store.kept();
+                if kept.is_doubted() {
+                    return self.read_in_doubt(by).await;
+                }
                 let own = kept.own();
                 if own != READ_AGAIN
                     && let Some(view) = kept.copy.view(own, by).await
@@ -68,7 +95,7 @@ impl<S: Flat> Dcs for Handle<S> {
     }
 
     async fn acquire_leader(&self, by: Deadline) -> Result<(), DcsError> {
-        self.store.acquire(by).await
+        self.heard(self.store.acquire(by).await)
     }
 
     async fn take_leader(&self, by: Deadline) -> Result<(), DcsError> {
@@ -80,7 +107,7 @@ impl<S: Flat> Dcs for Handle<S> {
     }
 
     async fn release_leader(&self, status: Option<&Status>, by: Deadline) -> Result<(), DcsError> {
-        self.store.release(status, by).await
+        self.heard(self.store.release(status, by).await)
     }
 
     async fn write_member(&self, data: &MemberData, by: Deadline) -> Result<(), DcsError> {
@@ -102,9 +129,9 @@ impl<S: Flat> Dcs for Handle<S> {
         by: Deadline,
     ) -> Result<(), DcsError> {
         if value.is_empty() && expect == Expect::Absent {
-            return self.store.begin_bootstrap(by).await;
+            return self.heard(self.store.begin_bootstrap(by).await);
         }
-        self.store.set("initialize", value.to_owned(), expect, by).await.map(drop)
+        self.heard(self.store.set("initialize", value.to_owned(), expect, by).await).map(drop)
     }
 
     async fn delete_initialize(&self, by: Deadline) -> Result<(), DcsError> {
@@ -117,7 +144,7 @@ impl<S: Flat> Dcs for Handle<S> {
         expect: Expect,
         by: Deadline,
     ) -> Result<Version, DcsError> {
-        self.store.set("config", json::compact(config), expect, by).await
+        self.heard(self.store.set("config", json::compact(config), expect, by).await)
     }
 
     async fn write_failover(
@@ -126,7 +153,7 @@ impl<S: Flat> Dcs for Handle<S> {
         expect: Expect,
         by: Deadline,
     ) -> Result<Version, DcsError> {
-        self.store.set("failover", failover.to_wire(), expect, by).await
+        self.heard(self.store.set("failover", failover.to_wire(), expect, by).await)
     }
 
     async fn write_sync(
@@ -135,11 +162,11 @@ impl<S: Flat> Dcs for Handle<S> {
         expect: Expect,
         by: Deadline,
     ) -> Result<Version, DcsError> {
-        self.store.set("sync", sync.to_wire(), expect, by).await
+        self.heard(self.store.set("sync", sync.to_wire(), expect, by).await)
     }
 
     async fn delete_sync(&self, expect: Expect, by: Deadline) -> Result<(), DcsError> {
-        self.store.delete("sync", expect, by).await
+        self.heard(self.store.delete("sync", expect, by).await)
     }
 
     async fn write_history(&self, history: &History, by: Deadline) -> Result<(), DcsError> {

@@ -4,8 +4,9 @@
 use super::copy::{Copy, Entry};
 use crate::MemberName;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 
 /// For [`Kept::wrote`]: a write of mine has no revision. Until the store was read again nothing
 /// that is kept counts.
@@ -19,6 +20,10 @@ pub struct Kept<L> {
     /// My records as I last wrote or read them, for when there is no living copy.
     written: Mutex<HashMap<String, Entry<L>>>,
     mine: [String; 3],
+    /// The store refused what I wanted, so that what I see may be old. (DCS-091)
+    doubted: AtomicBool,
+    /// The watch is to begin anew.
+    anew: Notify,
 }
 
 impl<L: Clone> Kept<L> {
@@ -29,7 +34,33 @@ impl<L: Clone> Kept<L> {
             own: AtomicI64::new(0),
             written: Mutex::new(HashMap::new()),
             mine,
+            doubted: AtomicBool::new(false),
+            anew: Notify::new(),
         }
+    }
+
+    /// The store refused something: the next reading asks it, whatever the copy shows.
+    pub(super) fn doubt(&self) {
+        self.doubted.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn believe(&self) {
+        self.doubted.store(false, Ordering::Release);
+    }
+
+    /// The watch shows something else than the store: it is left for a new one.
+    pub(super) fn begin_anew(&self) {
+        self.copy.dies();
+        self.anew.notify_one();
+    }
+
+    /// Waits until the watch is to begin anew.
+    pub(super) async fn is_to_begin_anew(&self) {
+        self.anew.notified().await;
     }
 
     /// The revision of the last write of mine, or [`READ_AGAIN`].

@@ -67,7 +67,12 @@ impl Wakes {
 async fn run<S: Flat>(store: Arc<S>, wake: Wake) {
     let mut pause = SHORTEST;
     loop {
-        let Ended { served, why } = store.watch_once(&wake).await;
+        let Ended { served, why } = tokio::select! {
+            ended = store.watch_once(&wake) => ended,
+            () = store.kept().is_to_begin_anew() => {
+                Ended { served: true, why: "it did not show what the store said".to_owned() }
+            }
+        };
         store.kept().copy.dies();
         if served {
             pause = SHORTEST;

@@ -1,6 +1,7 @@
 //! What stands in etcd, as a Patroni beside us reads it.
 
 use crate::harness::{TIMING, backend, client, config, install_tls};
+use base64::Engine;
 use etcd_client::KeyValue;
 use hathi_dcs::conformance::soon;
 use hathi_dcs::{Dcs, DcsError, Expect, Freshness, Lsn, MemberData, Status, Sync, Version};
@@ -17,7 +18,8 @@ async fn revision(etcd: &Etcd, name: &str) -> Option<Version> {
     u64::try_from(revision).ok().map(Version)
 }
 
-/// Proves DCS-085 and DCS-086: the lock is created once, hangs on the lease that carries the member,
+/// Proves DCS-085, DCS-086 and DCS-303 (one lease for both, as Patroni has; each renewal asks for a verdict
+/// of its own): the lock is created once, hangs on the lease that carries the member,
 /// and a renewal leaves its revision as it is; a new life of the owner binds it to its own lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_lock_hangs_on_the_members_lease() {
@@ -92,4 +94,39 @@ async fn versions_are_revisions() {
     assert_eq!((stored.value(), stored.lease()), (&b"7711467298858918990"[..], 0));
     a.delete_initialize(soon()).await.expect("deleted");
     assert!(key(&etcd, "initialize").await.is_none());
+}
+
+/// Proves DCS-080 and DCS-094: Patroni speaks the JSON gateway, with bytes in base64 and numbers as text,
+/// and we gRPC; it is the same key space, on each version, in both directions.
+async fn the_gateway_shows_the_same(version: EtcdVersion) {
+    install_tls();
+    let etcd = Etcd::start(version, 1).await;
+    let a = backend(config(&etcd), "a", TIMING);
+    a.acquire_leader(soon()).await.expect("a free lock");
+    let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let key = base64("/service/batman/leader");
+    let range = etcd.gateway("kv/range", &serde_json::json!({"key": key})).await.expect("a range");
+    let found = &range["kvs"][0];
+    assert_eq!(found["value"], base64("a"), "{range}");
+    let leader = self::key(&etcd, "leader").await.expect("created");
+    assert_eq!(found["lease"], leader.lease().to_string(), "numbers are text: {range}");
+    assert_eq!(found["mod_revision"], leader.mod_revision().to_string(), "{range}");
+
+    let member = r#"{"conn_url":"postgres://h:1/p","role":"replica","version":"4.1.5"}"#;
+    let put =
+        serde_json::json!({"key": base64("/service/batman/members/b"), "value": base64(member)});
+    etcd.gateway("kv/put", &put).await.expect("a put");
+    let view = a.load(Freshness::Latest, soon()).await.expect("a healthy etcd");
+    let seen = view.member(&"b".into()).expect("written by the gateway");
+    assert_eq!(seen.data, MemberData::parse(member));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_gateway_shows_the_same_on_34() {
+    the_gateway_shows_the_same(EtcdVersion::V34).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_gateway_shows_the_same_on_35() {
+    the_gateway_shows_the_same(EtcdVersion::V35).await;
 }

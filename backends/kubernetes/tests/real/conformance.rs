@@ -23,6 +23,7 @@ async fn kubernetes_with_endpoints() {
     let of_three = run_some(harness, |name| name.starts_with("faults::one_")).await;
     assert_eq!(of_three.impossible(), [""; 0]);
     summary.passed.extend(of_three.passed);
+    summary.ran_on.extend(of_three.ran_on.iter().map(|servers| format!("one of three: {servers}")));
     table::check("kubernetes", &summary);
 }
 

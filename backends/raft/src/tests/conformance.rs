@@ -4,7 +4,7 @@ use super::{Group, soon, until};
 use crate::machine::{Cond, Op, Reply};
 use async_trait::async_trait;
 use hathi_dcs::conformance::{
-    Cannot, Fault, Harness, Needs, Outcome, Store, Target, run_all, table,
+    Cannot, Fault, Harness, Needs, Outcome, Store, Target, Way, run_all, run_some, table,
 };
 use hathi_dcs::{Dcs, Timing};
 use std::sync::Arc;
@@ -103,8 +103,33 @@ impl Store for Running {
                 self.struck.store(victim, Ordering::SeqCst);
                 self.group.kill(victim).await;
             }
+            Fault::CutOne(target, way) => {
+                let victim = self.victim(target).await;
+                match way {
+                    Way::Requests => {
+                        for n in self.all().filter(|n| *n != victim) {
+                            let network = &self.group.node(n).network;
+                            network.cut_to(&self.group.addrs[victim], true);
+                        }
+                    }
+                    // Its own questions are what it is answered to, and says.
+                    Way::Answers => self.group.node(victim).network.cut(true),
+                }
+            }
+            Fault::SlowOne(target, ms) => {
+                let victim = self.victim(target).await;
+                for n in self.all().filter(|n| *n != victim) {
+                    self.group.node(n).network.late_from(&self.group.addrs[victim], ms);
+                }
+            }
             Fault::RestoreOne => {
                 self.group.resume_all();
+                for node in self.all().filter_map(|n| self.group.hubs[n].node().ok()) {
+                    node.network.cut(false);
+                    for addr in &self.group.addrs {
+                        node.network.late_from(addr, 0);
+                    }
+                }
                 let struck = self.struck.load(Ordering::SeqCst);
                 if struck < self.group.hubs.len() {
                     self.group.revive(struck);
@@ -166,7 +191,9 @@ impl Store for Running {
 /// Proves DCS-T1 … DCS-T14 as far as they apply; DCS-194.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_member_conforms() {
-    run_all(Arc::new(Members(1))).await;
+    // What it shows is the store itself, which nobody else changes: it cannot be behind.
+    let alone = |name: &str| name != "watching::a_silent_watch_is_not_believed";
+    run_some(Arc::new(Members(1)), alone).await;
 }
 
 /// Proves the same with a quorum, forwarding and elections in between.

@@ -18,7 +18,7 @@ async fn owner(client: &Client, name: &str) -> i64 {
     node(client, name).await.map_or(0, |(_, stat)| stat.ephemeral_owner)
 }
 
-/// Proves DCS-132, DCS-133 and DCS-043: the lock is a node of the session, a renewal leaves the node as
+/// Proves DCS-132, DCS-133, DCS-043 and DCS-308 (deleting and creating is one `multi`): the lock is a node of the session, a renewal leaves the node as
 /// it is, a new life replaces it by one of its own session in one step, and what somebody else took
 /// is not taken back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

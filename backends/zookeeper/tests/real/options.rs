@@ -95,3 +95,20 @@ async fn a_credential_is_shown() {
     let read = client.get_data("/service/batman/leader").await;
     assert!(read.is_err(), "{read:?}");
 }
+
+/// Proves DCS-142: a server that takes nothing but SASL is refused with a line that says so, and that says
+/// nothing about the lock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_wants_sasl_is_named() {
+    let options = ZooKeeperOptions { sasl: true, ..ZooKeeperOptions::new(1) };
+    let zookeeper = ZooKeeper::start(options).await;
+    let me = backend(config(&zookeeper), "a", TIMING);
+    for answer in [
+        me.load(Freshness::Latest, short()).await.map(drop),
+        me.renew_leader(short()).await,
+        me.acquire_leader(short()).await,
+    ] {
+        let Err(DcsError::Refused { why, .. }) = answer else { panic!("{answer:?}") };
+        assert!(why.contains("no auth_data") && why.contains("SASL is not spoken"), "{why}");
+    }
+}

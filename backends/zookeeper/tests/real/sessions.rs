@@ -8,7 +8,8 @@ use zookeeper_client::{Acl, AuthId, Permission};
 
 const LEADER: &str = "/service/batman/leader";
 
-/// Proves DCS-130: where sessions end earlier than the agent's lease, there is no lock.
+/// Proves DCS-130 and DCS-308 (what the server granted counts): where sessions end earlier than the agent's
+/// lease, there is no lock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_that_no_session_can_carry_is_refused() {
     let options = ZooKeeperOptions { longest_ms: Some(10_000), ..ZooKeeperOptions::new(1) };
@@ -43,6 +44,54 @@ async fn an_owner_cut_off_loses_the_lock_after_its_lease() {
     let after = gone.since(asked);
     assert!(after >= timing.ttl_ms(), "free after {after} ms, before the owner's lease ended");
     assert!(after <= timing.ttl_ms() + 2_000 + 3 * 500 + 1_000, "free after {after} ms");
+}
+
+/// Proves DCS-140: a server that keeps the connection and says nothing is left for another one, long before
+/// the session could end; another ttl is another session, to which the lock is bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_server_is_left_early() {
+    let options = ZooKeeperOptions { proxied: true, ..ZooKeeperOptions::new(3) };
+    let zookeeper = ZooKeeper::start(options).await;
+    let me = backend(config(&zookeeper), "a", TIMING);
+    me.acquire_leader(soon()).await.expect("free");
+    for which in 0..3 {
+        zookeeper.proxy(which).hold_answers(true);
+        let began = boottime();
+        let renewed = me.renew_leader(hathi_dcs::Deadline::in_ms(10_000)).await;
+        let took = boottime().since(began);
+        renewed.unwrap_or_else(|error| panic!("{which}, after {took} ms: {error}"));
+        zookeeper.proxy(which).hold_answers(false);
+    }
+    let client = client(&zookeeper).await;
+    let owner = || async {
+        let found = client.check_stat(LEADER).await.expect("a healthy ZooKeeper");
+        found.expect("never free").ephemeral_owner
+    };
+    let before = owner().await;
+    me.set_timing(Timing { loop_wait: 2, ..TIMING });
+    me.renew_leader(soon()).await.expect("mine");
+    assert_eq!(owner().await, before, "the same ttl");
+    me.set_timing(Timing { ttl: TIMING.ttl + 5, ..TIMING });
+    me.renew_leader(soon()).await.expect("mine");
+    assert_ne!(owner().await, before, "another ttl");
+}
+
+/// Proves DCS-076: who only reads and writes records has a plain session, on which nothing hangs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_tool_leaves_nothing_on_its_session() {
+    let zookeeper = ZooKeeper::start(ZooKeeperOptions::new(1)).await;
+    let tool = backend(config(&zookeeper), "ctl", TIMING);
+    tool.load(Freshness::Latest, soon()).await.expect("a healthy ZooKeeper");
+    let any = hathi_dcs::Expect::Anything;
+    tool.write_config(&Default::default(), any, soon()).await.expect("written");
+    tool.write_failover(&Default::default(), any, soon()).await.expect("written");
+    let client = client(&zookeeper).await;
+    let names = client.list_children("/service/batman").await.expect("a healthy ZooKeeper");
+    assert_eq!(names.len(), 2, "{names:?}");
+    for name in names {
+        let stat = client.check_stat(&format!("/service/batman/{name}")).await.expect("healthy");
+        assert_eq!(stat.map(|stat| stat.ephemeral_owner), Some(0), "{name}");
+    }
 }
 
 /// Proves DCS-131 and DCS-136: what stands on the session, who may change it, and what stands for
