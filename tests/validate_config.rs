@@ -155,7 +155,7 @@ fn stores_are_looked_at() {
     node.yaml.as_object_mut().unwrap().remove("raft");
     assert!(stderr(&node.validate()).contains("no section for a store"));
     node.yaml["exhibitor"] = json!({"hosts": ["127.0.0.1"]});
-    assert!(stderr(&node.validate()).contains(": exhibitor: this version has no such backend"));
+    assert!(stderr(&node.validate()).contains(": exhibitor: Exhibitor is not asked for servers"));
     node.yaml.as_object_mut().unwrap().remove("exhibitor");
     let port = ports::free_port();
     node.yaml["etcd3"] = json!({"host": format!("127.0.0.1:{port}")});

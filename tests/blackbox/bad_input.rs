@@ -85,7 +85,8 @@ async fn a_file_that_is_not_there() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_backend() {
     let mut cluster = node(json!({"raft": null, "exhibitor": {"hosts": "h"}})).await;
-    refused(&mut cluster, &["node.yml", "exhibitor", "kubernetes"]).await;
+    // What is to be written instead is said, too.
+    refused(&mut cluster, &["node.yml", "exhibitor", "zookeeper, hosts: [host:2181]"]).await;
 }
 
 /// In no Pod and without a kubeconfig nobody knows where the API server is: one line says what was looked
