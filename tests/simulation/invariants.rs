@@ -340,7 +340,9 @@ impl World {
                 .is_some_and(|theirs| theirs.branch == tip.branch && theirs.lsn > tip.lsn + 20_000);
             // Nobody waits for one that the records keep from winning. (8.2, HA-092)
             let may_win = self.may_be_elected(peer) && !self.is_outside_the_map(peer);
-            let waits = ahead && may_win && !other.nofailover && other.server.recovering;
+            // Nor for one that stops: its REST API says that no PostgreSQL runs there.
+            let answers = other.server.recovering && other.server.clients;
+            let waits = ahead && may_win && !other.nofailover && answers;
             if waits && !other.server.streaming {
                 self.violation_by(
                     node,
@@ -606,7 +608,23 @@ impl World {
             let ready = self.nodes[peer].server.ready() && !self.nodes[peer].nofailover;
             peer != node && ready && self.tip(peer).is_some_and(|theirs| theirs.lsn > tip.lsn)
         };
-        let waits = self.is_patroni(node) && (0..self.members()).any(longer);
+        // One of ours waits for whoever is on a later timeline; a member of Patroni's there may wait for it.
+        let later = |peer: usize| {
+            let machine = &self.nodes[peer];
+            let may_win = self.is_patroni(peer) && machine.server.ready() && !machine.nofailover;
+            may_win
+                && self.tip(peer).is_some_and(|theirs| {
+                    let lags = self.store.status.optime.0.saturating_sub(theirs.lsn)
+                        > agent.settings.maximum_lag_on_failover;
+                    let place = |tip: Tip| (self.wal.timeline(tip), tip.lsn);
+                    !lags && place(theirs) > place(tip)
+                })
+        };
+        let waits = if self.is_patroni(node) {
+            (0..self.members()).any(longer)
+        } else {
+            (0..self.members()).any(later)
+        };
         !machine.nofailover
             && !waits
             && !machine.foreign
