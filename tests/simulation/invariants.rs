@@ -342,7 +342,9 @@ impl World {
             let may_win = self.may_be_elected(peer) && !self.is_outside_the_map(peer);
             // Nor for one that stops: its REST API says that no PostgreSQL runs there.
             let answers = other.server.recovering && other.server.clients;
-            let waits = ahead && may_win && !other.nofailover && answers;
+            // In a standby cluster the others' logs go on without a leader, after they were asked as well.
+            let stands_still = self.remote.is_none();
+            let waits = ahead && may_win && !other.nofailover && answers && stands_still;
             if waits && !other.server.streaming {
                 self.violation_by(
                     node,
@@ -393,7 +395,7 @@ impl World {
                 self.watched.graceful += 1;
                 if self.watched.graceful > self.watched.requests {
                     let what = format!("{} demotes itself for a request twice", self.name(node));
-                    self.violation("INV-24", what);
+                    self.violation_by(node, "INV-24", what);
                 }
             }
             // A start that took too long may have ended while the turn decided that. (HA-058)
