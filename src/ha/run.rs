@@ -207,7 +207,7 @@ pub async fn run(
 /// Nothing here can write, and nothing is about to. The look is from before the turn, and the end of a task
 /// is heard after it: a promotion or a bootstrap may have made a primary since. (INV-26; the simulator,
 /// seed 3687)
-fn needs_no_fence(seen: &Server, task: Option<Kind>) -> bool {
+pub(super) fn needs_no_fence(seen: &Server, task: Option<Kind>) -> bool {
     cannot_write(seen) && !task.is_some_and(Kind::concerns_a_primary)
 }
 

@@ -9,7 +9,7 @@ use crate::ha::lease::{Lease, Reserve, Verdict, least_ms};
 use crate::ha::memory::Memory;
 use crate::ha::operator::{self, Said};
 use crate::ha::ports::{Observation, Ports, Reason, Server, Upstream};
-use crate::ha::run::Exit;
+use crate::ha::run::{self, Exit};
 use crate::ha::settings::Settings;
 use crate::ha::task::{Kind, Task};
 use crate::ha::{
@@ -119,7 +119,7 @@ pub async fn turn(ports: &Ports, lease: &Arc<Lease>, memory: &mut Memory, urgent
         observe_by = observe_by.earlier(Deadline(act_at));
     }
     let (pg, loaded) = futures::future::join(
-        ports.postgres.observe(observe_by),
+        look(ports, lease, memory, observe_by),
         ports.dcs.load(freshness, read_by),
     )
     .await;
@@ -127,6 +127,18 @@ pub async fn turn(ports: &Ports, lease: &Arc<Lease>, memory: &mut Memory, urgent
         Ok(view) => seen(ports, lease, memory, pg, Arc::new(view)).await,
         Err(error) => unseen(ports, lease, memory, pg, &error).await,
     }
+}
+
+/// Looks at PostgreSQL. What an agent that died left armed would reset a machine on which only a standby runs:
+/// that does not wait for a silent store. (HA-179, INV-26; the simulator, seed 18332)
+async fn look(ports: &Ports, lease: &Lease, memory: &Memory, by: Deadline) -> Observation {
+    let pg = ports.postgres.observe(by).await;
+    let task = memory.task.map(|task| task.kind);
+    let first = memory.view.is_none();
+    if first && run::needs_no_fence(&pg.server, task) && lease.until(ports.clock.now()).is_none() {
+        ports.watchdog.disable();
+    }
+    pg
 }
 
 /// A copy fed by a watch is good enough while the cluster has a leader and nothing happened.

@@ -251,6 +251,7 @@ impl World {
     /// kill -9.
     pub fn kill_agent(&mut self, node: usize) {
         self.forgive_graceful(node);
+        self.leave_in_hands(node);
         if let Some(agent) = self.nodes[node].agent.take() {
             self.say(node, 42, |_| "agent is killed".into());
             self.note_killed(Process { node, life: agent.life });

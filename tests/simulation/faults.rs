@@ -291,6 +291,8 @@ impl World {
         self.crash_agent_silently(node, 3 * SECOND);
         self.pg_die(node, "its disk was replaced");
         self.nodes[node].server.data = None;
+        // Whosever data it had: it is copied from this cluster now. (seeds 17247, 17812)
+        self.nodes[node].foreign = false;
     }
 
     /// A data directory of another cluster, put there by mistake.

@@ -340,7 +340,11 @@ impl World {
                 .is_some_and(|theirs| theirs.branch == tip.branch && theirs.lsn > tip.lsn + 20_000);
             // Nobody waits for one that the records keep from winning. (8.2, HA-092)
             let may_win = self.may_be_elected(peer) && !self.is_outside_the_map(peer);
-            let waits = ahead && may_win && !other.nofailover && other.server.recovering;
+            // Nor for one that stops: its REST API says that no PostgreSQL runs there.
+            let answers = other.server.recovering && other.server.clients;
+            // In a standby cluster the others' logs go on without a leader, after they were asked as well.
+            let stands_still = self.remote.is_none();
+            let waits = ahead && may_win && !other.nofailover && answers && stands_still;
             if waits && !other.server.streaming {
                 self.violation_by(
                     node,
@@ -391,7 +395,7 @@ impl World {
                 self.watched.graceful += 1;
                 if self.watched.graceful > self.watched.requests {
                     let what = format!("{} demotes itself for a request twice", self.name(node));
-                    self.violation("INV-24", what);
+                    self.violation_by(node, "INV-24", what);
                 }
             }
             // A start that took too long may have ended while the turn decided that. (HA-058)
@@ -606,7 +610,23 @@ impl World {
             let ready = self.nodes[peer].server.ready() && !self.nodes[peer].nofailover;
             peer != node && ready && self.tip(peer).is_some_and(|theirs| theirs.lsn > tip.lsn)
         };
-        let waits = self.is_patroni(node) && (0..self.members()).any(longer);
+        // One of ours waits for whoever is on a later timeline; a member of Patroni's there may wait for it.
+        let later = |peer: usize| {
+            let machine = &self.nodes[peer];
+            let may_win = self.is_patroni(peer) && machine.server.ready() && !machine.nofailover;
+            may_win
+                && self.tip(peer).is_some_and(|theirs| {
+                    let lags = self.store.status.optime.0.saturating_sub(theirs.lsn)
+                        > agent.settings.maximum_lag_on_failover;
+                    let place = |tip: Tip| (self.wal.timeline(tip), tip.lsn);
+                    !lags && place(theirs) > place(tip)
+                })
+        };
+        let waits = if self.is_patroni(node) {
+            (0..self.members()).any(longer)
+        } else {
+            (0..self.members()).any(later)
+        };
         !machine.nofailover
             && !waits
             && !machine.foreign

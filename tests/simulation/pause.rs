@@ -90,6 +90,14 @@ impl World {
         self.nodes[node].hands_until > self.now_us
     }
 
+    /// Its agent is killed before it could see what the operator left, who may have started this server as
+    /// a primary: no guard is armed for one that never held the lease. The next agent has that to do.
+    pub fn leave_in_hands(&mut self, node: usize) {
+        if self.in_hands(node) {
+            self.nodes[node].hands_until = u64::MAX;
+        }
+    }
+
     /// Is any of them? What the members compare with each other is then not what the rules left.
     pub fn somebody_in_hands(&self) -> bool {
         (0..self.members()).any(|node| self.in_hands(node))

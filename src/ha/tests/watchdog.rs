@@ -93,3 +93,14 @@ fn a_primary_that_starts_in_place_stays_watched() {
     let came = Scene::crashed_leader().set(|script| script.bad_watchdog = bad()).turn();
     assert!(!matches!(came.task, Some(Task::StartAsPrimary { .. })), "{came:?}");
 }
+
+/// Proves HA-179 (the store is silent): what a killed agent left armed is disabled by the first look of the
+/// next one at a standby, before the store is heard; not under a primary, nor later. (the simulator,
+/// seed 18332: the machine of a standby was reset while its new agent waited)
+#[test]
+fn what_was_left_armed_does_not_wait_for_the_store() {
+    let silent = |script: &mut Script| script.load = Err(unreachable());
+    let first = |memory: &mut crate::ha::memory::Memory| memory.view = None;
+    assert!(Scene::replica().remember(first).set(silent).turn().did("watchdog off"));
+    assert!(!Scene::leader().remember(first).set(silent).turn().did("watchdog off"), "a primary");
+}
