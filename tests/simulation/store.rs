@@ -362,6 +362,11 @@ impl World {
         value: Option<Sync>,
         expect: Expect,
     ) -> Result<Version, DcsError> {
+        // INV-25: nobody writes or deletes the record without saying which one it has read.
+        if expect == Expect::Anything {
+            let what = format!("{} writes /sync whatever it is now", me.name);
+            self.violation_by(me.node, "INV-25", what);
+        }
         meets(expect, self.store.sync.as_ref().map(|(_, version)| *version), "sync")?;
         let version = self.store.revision + 1;
         self.say(me.node, 15, |_| {
