@@ -172,10 +172,7 @@ async fn unwatched(turn: &mut Turn<'_>, why: &str) -> Decided {
         let line = "Demoting self because watchdog could not be activated";
         return Decided::task(line, Task::Demote(Demotion::Immediate));
     }
-    let by = turn.store_deadline();
-    let _ = turn.lease.release(turn.ports, None, by).await;
-    turn.memory.released_at = Some(turn.now());
-    turn.memory.want_latest = true;
+    turn.give_key_up().await;
     Decided::line("Not promoting self because watchdog could not be activated")
 }
 
@@ -199,10 +196,7 @@ async fn promote(turn: &mut Turn<'_>) -> Decided {
     }
     if let Some(why) = turn.ports.fence.broken() {
         turn.because("HA-091", format!("the guard does not work: {why}"));
-        let by = turn.store_deadline();
-        let _ = turn.lease.release(turn.ports, None, by).await;
-        turn.memory.released_at = Some(turn.now());
-        turn.memory.want_latest = true;
+        turn.give_key_up().await;
         return Decided::line("released leader key: PostgreSQL could not be fenced here");
     }
     if somebody_led_since_the_race(turn) || failsafe::outside_the_map(turn) {

@@ -346,11 +346,7 @@ async fn give_way(turn: &mut Turn<'_>) -> Option<Decided> {
     }
     turn.memory.gave_way = true;
     turn.because("PG-147", "I cannot follow the remote member, and another one can lead");
-    let by = turn.store_deadline();
-    // If this fails the next turn does it.
-    let _ = turn.lease.release(turn.ports, None, by).await;
-    turn.memory.released_at = Some(turn.now());
-    turn.memory.want_latest = true;
+    turn.give_key_up().await;
     Some(Decided::line("released leader key: my timeline parted from the remote member's"))
 }
 

@@ -466,6 +466,15 @@ impl Turn<'_> {
         }
     }
 
+    /// Gives the key up because another member is the better one to have it, and races for it only after
+    /// a ttl. If the store does not hear of it the key runs out: nothing is believed. (HA-083)
+    pub async fn give_key_up(&mut self) {
+        let by = self.store_deadline();
+        let _ = self.lease.release(self.ports, None, by).await;
+        self.memory.released_at = Some(self.now());
+        self.memory.want_latest = true;
+    }
+
     pub async fn read_again(&mut self) -> bool {
         match self.ports.dcs.load(Freshness::Latest, self.store_deadline()).await {
             Ok(view) => {
