@@ -238,7 +238,9 @@ pub(crate) async fn lead(node: Arc<Node>, mut alarm: Alarm) {
                     }
                 }
                 () = ends(next.map(|(at, _, _)| at)) => {
-                    if let Some((_, lease, seen)) = next {
+                    // It may have been kept alive since this was computed.
+                    if let Some((_, lease, seen)) = next_end(&node, since).filter(|end| end.0 <= boottime()) {
+                        node.state.copy().doom(lease, seen);
                         let command = node.command(Op::Expire { lease, seen });
                         if let Err(why) = node.write_here(command).await {
                             tracing::debug!("raft: ending a lease: {why}");

@@ -10,7 +10,7 @@ use crate::peers::{Answer, Ask, Caller, Peer};
 use crate::rhythm::Alarm;
 use crate::state::{Event, State};
 use crate::types::{Engine, LogId};
-use crate::{elect, join, serve, wire};
+use crate::{elect, join, keep, serve, wire};
 use hathi_dcs::{Deadline, Millis, boottime};
 use openraft::ServerState;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -189,9 +189,14 @@ impl Node {
         self.network.quorum_heard(&self.others())
     }
 
+    /// Who answered this long ago, or more, may be gone.
+    pub(crate) fn in_touch_ms(&self) -> u64 {
+        2 * self.config.append_entries_period_ms + 500
+    }
+
     /// Does what this member knows come from a leader that a majority followed just now?
     pub(crate) fn in_touch(&self) -> bool {
-        let bound = 2 * self.config.append_entries_period_ms + 500;
+        let bound = self.in_touch_ms();
         let now = boottime();
         if self.is_leader() {
             self.quorum_heard().is_some_and(|heard| now.since(heard) < bound)
@@ -203,6 +208,9 @@ impl Node {
 
     /// Writes as the leader; the answer is this member's own. `Err`: not done, or unknown.
     pub(crate) async fn write_here(&self, command: Command) -> Result<(u64, Reply), String> {
+        if let Some(kept) = keep::without_an_entry(self, &command.op).await {
+            return Ok(kept);
+        }
         match tokio::time::timeout(ATTEMPT, self.engine.client_write(command)).await {
             Err(_) => Err("no majority of the members answers".to_owned()),
             Ok(Err(error)) => Err(error.to_string()),

@@ -25,6 +25,12 @@ pub(crate) enum Ask {
         vote: Vote,
         applied: u64,
     },
+    /// The same, and this lease was kept alive just now: note it. Answered as `Alive`.
+    Keep {
+        vote: Vote,
+        applied: u64,
+        lease: u64,
+    },
     /// Stand for election now; I lead and will vote for you.
     TakeOver,
     /// Would you help to replace the leader by me, whose log ends here? (the pre-vote)

@@ -5,7 +5,7 @@ use crate::node::{Node, Phase, lock};
 use crate::peers::{Answer, Ask, Question, Response};
 use crate::types::{AppendReply, VoteReply};
 use crate::wire::{self, Conn, WireError};
-use crate::{elect, join};
+use crate::{elect, join, keep};
 use hathi_dcs::boottime;
 use openraft::LogId;
 use std::net::SocketAddr;
@@ -101,8 +101,17 @@ async fn answer_all(node: Arc<Node>, peer: u64, mut conn: Conn) -> WireError {
                     Ok(question) => question,
                     Err(error) => break error,
                 };
-                if let Ask::Alive { vote, applied } = ask {
-                    let answer = elect::hears_leader(&node, peer, &vote, applied);
+                // What an idle member lives by: answered on the spot.
+                let quick = match &ask {
+                    Ask::Alive { vote, applied } => {
+                        Some(elect::hears_leader(&node, peer, vote, *applied))
+                    }
+                    Ask::Keep { vote, applied, lease } => {
+                        Some(keep::told(&node, peer, vote, *applied, *lease))
+                    }
+                    _ => None,
+                };
+                if let Some(answer) = quick {
                     let limit = Duration::from_secs(5);
                     match tokio::time::timeout(limit, conn.send(&Response { id, answer })).await {
                         Ok(Ok(())) => continue,
@@ -182,6 +191,7 @@ async fn answer(node: &Arc<Node>, from: u64, ask: Ask) -> Answer {
             }
         }
         Ask::Alive { vote, applied } => elect::hears_leader(node, from, &vote, applied),
+        Ask::Keep { vote, applied, lease } => keep::told(node, from, &vote, applied, lease),
         Ask::TakeOver => match elect::take_over(node).await {
             Ok(()) => Answer::TakeOver,
             Err(why) => Answer::No(why),

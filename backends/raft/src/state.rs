@@ -11,7 +11,7 @@ use openraft::{
     StorageIOError, StoredMembership,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Cursor};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,6 +42,8 @@ pub(crate) struct Copy {
     /// When this member saw each lease kept alive, on its own clock. Later than the moment its
     /// owner counts from, whoever leads: so whoever leads may end it a ttl after this.
     pub(crate) kept: HashMap<u64, Kept>,
+    /// Leases, and when they were kept alive by an entry, that this member has proposed to end.
+    doomed: HashSet<(u64, u64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +102,36 @@ impl State {
 }
 
 impl Copy {
+    /// Notes that the lease was kept alive at that moment; `false`: there is none.
+    pub(crate) fn keep(&mut self, lease: u64, at: Millis) -> bool {
+        let Some(ttl_ms) = self.machine.leases.get(&lease).map(|lease| lease.ttl_ms) else {
+            return false;
+        };
+        let kept = self.kept.entry(lease).or_insert(Kept { at, ttl_ms });
+        kept.at = kept.at.max(at);
+        true
+    }
+
+    /// This member is about to propose that the lease ends, which was last kept alive by the entry
+    /// `seen`.
+    pub(crate) fn doom(&mut self, lease: u64, seen: u64) {
+        let leases = &self.machine.leases;
+        self.doomed.retain(|(id, seen)| leases.get(id).is_some_and(|l| l.kept_at == *seen));
+        self.doomed.insert((lease, seen));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn doomed(&self) -> usize {
+        self.doomed.len()
+    }
+
+    /// May this lease be kept alive without an entry? Not once its end was proposed: only a later
+    /// entry is known to win against that.
+    pub(crate) fn may_keep(&self, lease: u64) -> bool {
+        let seen = self.machine.leases.get(&lease).map(|lease| lease.kept_at);
+        seen.is_some_and(|seen| !self.doomed.contains(&(lease, seen)))
+    }
+
     fn install(&mut self, saved: Saved) {
         let now = boottime();
         let leases = saved.machine.leases.iter();

@@ -3,6 +3,7 @@
 mod cluster;
 mod conformance;
 mod damage;
+mod keeping;
 mod processes;
 
 use crate::config::RaftConfig;
