@@ -145,3 +145,19 @@ async fn a_deposed_leader_renews_nothing() {
     group.node(leader).network.cut(false);
     store.renew_leader(soon()).await.expect("back");
 }
+
+/// Proves DCS-193: a leader that has proposed the end, and does not hear what became of it, keeps that in
+/// mind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_proposes_the_end_remembers_it() {
+    let group = Group::start(3).await;
+    let leader = group.leader().await;
+    let store = group.store(leader, "a", timing(1));
+    store.acquire_leader(soon()).await.expect("a free lock");
+    settled(&group).await;
+    let (id, _) = the_lease(&group, leader);
+    let node = group.node(leader);
+    assert!(node.state.copy().may_keep(id));
+    node.network.cut(true);
+    until("it has proposed it", 10_000, || (!node.state.copy().may_keep(id)).then_some(())).await;
+}
