@@ -4,11 +4,14 @@ use crate::ha::ports::{Clock, Spawn};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
-use hathi_dcs::{Deadline, Millis, boottime};
+use hathi_dcs::{Alarm, Deadline, Millis, boottime};
 use std::hash::{BuildHasher, Hasher};
 use tokio::runtime::Handle;
 
-/// `CLOCK_BOOTTIME` and tokio's timers.
+/// A timer of tokio's that is nearer wakes its thread about as often as one of the kernel's.
+const FAR_MS: u64 = 1_000;
+
+/// `CLOCK_BOOTTIME`, timers of the kernel and tokio's.
 #[derive(Debug)]
 pub struct RealClock;
 
@@ -22,9 +25,15 @@ impl Clock for RealClock {
         Utc::now()
     }
 
-    /// tokio counts on a clock that stands still during suspend, so the boottime is looked at again
-    /// when its timer fires.
+    /// What is far away is waited for by a timer of the kernel's, which wakes this thread once. tokio
+    /// counts on a clock that stands still during suspend, so the boottime is looked at again when
+    /// its timer fires.
     async fn sleep_until(&self, at: Millis) {
+        if boottime().plus(FAR_MS) < at
+            && let Ok(mut alarm) = Alarm::new()
+        {
+            return alarm.at(at).await;
+        }
         loop {
             let left = Deadline(at).left();
             if left.is_zero() {

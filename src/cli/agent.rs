@@ -32,6 +32,8 @@ pub fn run(path: Option<&Path>) -> anyhow::Result<()> {
         .context("the REST API's runtime cannot be started")?;
     let core = tokio::runtime::Builder::new_current_thread()
         .thread_name("hathi-disk")
+        // Longer than turns are apart: a thread begun and ended for each costs more than one that waits.
+        .thread_keep_alive(std::time::Duration::from_secs(90))
         .enable_all()
         .build()
         .context("the runtime cannot be started")?;

@@ -6,6 +6,8 @@
 //!
 //! What never enters: a store's client, a socket, a decision about leadership.
 
+#[cfg(feature = "alarm")]
+mod alarm;
 mod error;
 #[cfg(feature = "flat")]
 pub mod flat;
@@ -21,6 +23,8 @@ mod view;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 
+#[cfg(feature = "alarm")]
+pub use alarm::{Alarm, Bell};
 pub use error::DcsError;
 pub use names::{Lsn, MemberName, Scope, SystemId, Timeline, Version};
 pub use records::{

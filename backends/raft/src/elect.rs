@@ -9,9 +9,8 @@ use crate::join;
 use crate::machine::Op;
 use crate::node::{Node, Phase, Sign, lock};
 use crate::peers::{Answer, Ask};
-use crate::rhythm::Alarm;
 use crate::types::{LogId, Vote};
-use hathi_dcs::{Deadline, Millis, boottime};
+use hathi_dcs::{Alarm, Deadline, Millis, boottime};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,7 +28,11 @@ fn between(least: u64, most: u64) -> u64 {
 
 /// The leader wrote to us and we accept it.
 pub(crate) fn sign_of_life(node: &Node, leader: u64) {
-    *lock(&node.sign) = Sign { at: boottime(), leader: Some(leader), broken: false };
+    let now = boottime();
+    *lock(&node.sign) = Sign { at: now, leader: Some(leader), broken: false };
+    // Whoever is patient with the leader looks again when it has been silent, not at each old moment.
+    // If this fails, it is woken for nothing.
+    let _ = node.patience.set(now.plus(node.config.min_timeout_ms));
 }
 
 /// The leader says that it lives.

@@ -7,11 +7,10 @@ use crate::log::LogStore;
 use crate::machine::{Command, Op, Reply, RequestId};
 use crate::network::Network;
 use crate::peers::{Answer, Ask, Caller, Peer};
-use crate::rhythm::Alarm;
 use crate::state::{Event, State};
 use crate::types::{Engine, LogId};
 use crate::{elect, join, keep, serve, wire};
-use hathi_dcs::{Deadline, Millis, boottime};
+use hathi_dcs::{Alarm, Bell, Deadline, Millis, boottime};
 use openraft::ServerState;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,6 +59,8 @@ pub(crate) struct Node {
     pub(crate) sign: Mutex<Sign>,
     /// A connection broke, or something else to look at at once.
     pub(crate) alarm: Notify,
+    /// Rings for who stands up when the leader is silent.
+    pub(crate) patience: Bell,
     /// The leader key and our name in it, where PostgreSQL runs beside this member.
     pub(crate) own: Own,
     client: u64,
@@ -127,7 +128,10 @@ impl Node {
             Engine::new(id, Arc::new(engine_config), network.clone(), log.clone(), state.clone())
                 .await
                 .map_err(|error| failed(&error))?;
+        let alarm = || Alarm::new().map_err(|error| failed(&error));
+        let (standing, leading) = (alarm()?, alarm()?);
         let node = Arc::new(Self {
+            patience: standing.bell(),
             client: wire::unique().map_err(|error| failed(&error))?,
             asked: AtomicU64::new(0),
             runtime: tokio::runtime::Handle::current(),
@@ -149,9 +153,8 @@ impl Node {
         });
         tokio::spawn(serve::accept(node.clone(), listener));
         tokio::spawn(join::form_or_wait(node.clone()));
-        let alarm = || Alarm::new().map_err(|error| failed(&error));
-        tokio::spawn(elect::stand_up(node.clone(), alarm()?));
-        tokio::spawn(elect::lead(node.clone(), alarm()?));
+        tokio::spawn(elect::stand_up(node.clone(), standing));
+        tokio::spawn(elect::lead(node.clone(), leading));
         Ok(node)
     }
 
