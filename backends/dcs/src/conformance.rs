@@ -16,7 +16,7 @@ mod strict;
 pub mod table;
 pub mod watching;
 
-use crate::{Dcs, DcsError, Deadline, Timing, boottime};
+use crate::{Dcs, DcsError, Deadline, Timing, around, boottime};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use std::sync::Arc;
@@ -350,7 +350,7 @@ impl Case {
     }
 
     pub async fn member_with(&self, me: &str, timing: Timing) -> Arc<dyn Dcs> {
-        Arc::new(strict::Strict::new(self.store.open(me, timing).await))
+        around::with(strict::Strict, self.store.open(me, timing).await)
     }
 
     /// How long after its last renewal an abandoned lock may stand.

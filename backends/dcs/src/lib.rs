@@ -6,6 +6,7 @@
 //!
 //! What never enters: a store's client, a socket, a decision about leadership.
 
+pub mod around;
 mod error;
 #[cfg(feature = "flat")]
 pub mod flat;
