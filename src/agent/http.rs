@@ -9,18 +9,16 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hathi_dcs::Deadline;
+use hathi_keyfile::trust::{Lenient, system_roots};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -208,7 +206,9 @@ fn tls(settings: &ClientSettings) -> Result<ClientConfig, SettingsError> {
         .dangerous();
     match chain {
         None => {
-            let anyone = Arc::new(Anyone { provider });
+            // Members' certificates are not verified without `ctl.certfile`; what they say is
+            // believed no more than over plain http. (REST-349)
+            let anyone = Arc::new(Lenient::anyone(&provider));
             Ok(builder.with_custom_certificate_verifier(anyone).with_no_client_auth())
         }
         Some((verifier, certfile)) => {
@@ -224,37 +224,26 @@ fn tls(settings: &ClientSettings) -> Result<ClientConfig, SettingsError> {
     }
 }
 
+/// Signed by the right CA, whatever name it carries. (REST-349)
 fn chain_verifier(
     settings: &ClientSettings,
     provider: Arc<rustls::crypto::CryptoProvider>,
-) -> Result<AnyName, SettingsError> {
-    let mut roots = RootCertStore::empty();
-    match &settings.cafile {
+) -> Result<Lenient, SettingsError> {
+    let roots = match &settings.cafile {
         Some(file) => {
+            let mut roots = RootCertStore::empty();
             for certificate in certificates("cafile", file)? {
                 roots.add(certificate).map_err(|why| file_error("cafile", file, why))?;
             }
+            roots
         }
-        None => {
-            for file in SYSTEM_CAS {
-                for certificate in
-                    CertificateDer::pem_file_iter(file).into_iter().flatten().flatten()
-                {
-                    // A certificate we cannot use only makes one CA fewer.
-                    let _ = roots.add(certificate);
-                }
-            }
-        }
-    }
-    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        None => system_roots(),
+    };
+    let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
         .map_err(|why| SettingsError::Tls(format!("no usable CA certificate: {why}")))?;
-    Ok(AnyName { inner })
+    Ok(Lenient::any_name(chain, &provider))
 }
-
-/// Where distributions keep the CAs they trust.
-const SYSTEM_CAS: [&str; 2] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 
 fn file_error(key: &'static str, file: &std::path::Path, why: impl ToString) -> SettingsError {
     SettingsError::File { key, file: file.to_owned(), why: why.to_string() }
@@ -267,95 +256,4 @@ fn certificates(
     CertificateDer::pem_file_iter(file)
         .and_then(Iterator::collect)
         .map_err(|why| file_error(key, file, why))
-}
-
-/// Members' certificates are not verified without `ctl.certfile`; what they say is believed no more
-/// than over plain http. (REST-349)
-#[derive(Debug)]
-struct Anyone {
-    provider: Arc<rustls::crypto::CryptoProvider>,
-}
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Signed by the right CA, whatever name it carries. (REST-349)
-#[derive(Debug)]
-struct AnyName {
-    inner: Arc<WebPkiServerVerifier>,
-}
-
-impl ServerCertVerifier for AnyName {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        between: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.inner.verify_server_cert(certificate, between, name, ocsp, now) {
-            // The name is compared last: everything else was right.
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            verified => verified,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
 }

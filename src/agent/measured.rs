@@ -1,21 +1,16 @@
-//! A store that counts what it is asked, how long that took and how it failed, and says what was answered
-//! about the lock; otherwise exactly the store behind it. Every method is handed on, also those with a
-//! default. (REST-469, DCS-300)
+//! Around a store: what it is asked is counted, how long that took and how it failed, and what it
+//! answered about the lock is said. (REST-469, DCS-300)
 
 use crate::api::Meter;
-use async_trait::async_trait;
-use futures::stream::BoxStream;
-use hathi_dcs::{
-    Change, ClusterView, Dcs, DcsError, Deadline, Expect, Failover, Failsafe, Freshness, History,
-    MemberData, Status, Sync, Timing, Version,
-};
-use serde_json::{Map, Value};
+use hathi_dcs::around::{self, Around};
+use hathi_dcs::{Dcs, DcsError, Deadline};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 pub struct Measured {
-    store: Arc<dyn Dcs>,
+    /// Which one it is.
+    store: &'static str,
     meter: Arc<Meter>,
     /// The last answer about the lock, and to what.
     said: Mutex<Option<(&'static str, &'static str)>>,
@@ -23,12 +18,15 @@ pub struct Measured {
 
 impl Measured {
     pub fn of(store: Arc<dyn Dcs>, meter: Arc<Meter>) -> Arc<dyn Dcs> {
-        Arc::new(Self { store, meter, said: Mutex::default() })
+        around::with(Self { store: store.kind(), meter, said: Mutex::default() }, store)
     }
+}
 
-    async fn timed<T>(
+impl Around for Measured {
+    async fn call<T: Send>(
         &self,
         operation: &'static str,
+        _by: Deadline,
         work: impl Future<Output = Result<T, DcsError>> + Send,
     ) -> Result<T, DcsError> {
         let began = Instant::now();
@@ -37,20 +35,21 @@ impl Measured {
         outcome
     }
 
-    /// The same, with one line: what is new is for the operator, the same again is not.
+    /// With one line: what is new is for the operator, the same again is not.
     async fn verdict(
         &self,
         operation: &'static str,
+        by: Deadline,
         work: impl Future<Output = Result<(), DcsError>> + Send,
     ) -> Result<(), DcsError> {
         let began = Instant::now();
-        let outcome = self.timed(operation, work).await;
+        let outcome = self.call(operation, by, work).await;
         let took_ms = began.elapsed().as_millis();
         let (verdict, why) = match &outcome {
             Ok(()) => ("done", String::new()),
             Err(error) => (kind(error), error.to_string()),
         };
-        let store = self.store.kind();
+        let store = self.store;
         let now = Some((operation, verdict));
         let before = {
             let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,117 +74,10 @@ fn kind(error: &DcsError) -> &'static str {
     }
 }
 
-#[async_trait]
-impl Dcs for Measured {
-    fn kind(&self) -> &'static str {
-        self.store.kind()
-    }
-
-    fn set_timing(&self, timing: Timing) {
-        self.store.set_timing(timing);
-    }
-
-    fn shortest_ttl(&self) -> u32 {
-        self.store.shortest_ttl()
-    }
-
-    async fn load(&self, freshness: Freshness, by: Deadline) -> Result<ClusterView, DcsError> {
-        let operation = match freshness {
-            Freshness::Latest => "load",
-            Freshness::Watched => "load watched",
-        };
-        self.timed(operation, self.store.load(freshness, by)).await
-    }
-
-    async fn acquire_leader(&self, by: Deadline) -> Result<(), DcsError> {
-        self.verdict("acquire leader", self.store.acquire_leader(by)).await
-    }
-
-    async fn take_leader(&self, by: Deadline) -> Result<(), DcsError> {
-        self.verdict("take leader", self.store.take_leader(by)).await
-    }
-
-    async fn renew_leader(&self, by: Deadline) -> Result<(), DcsError> {
-        self.verdict("renew leader", self.store.renew_leader(by)).await
-    }
-
-    async fn release_leader(&self, status: Option<&Status>, by: Deadline) -> Result<(), DcsError> {
-        self.verdict("release leader", self.store.release_leader(status, by)).await
-    }
-
-    async fn write_member(&self, data: &MemberData, by: Deadline) -> Result<(), DcsError> {
-        self.timed("write member", self.store.write_member(data, by)).await
-    }
-
-    async fn write_status(&self, status: &Status, by: Deadline) -> Result<(), DcsError> {
-        self.timed("write status", self.store.write_status(status, by)).await
-    }
-
-    async fn write_failsafe(&self, failsafe: &Failsafe, by: Deadline) -> Result<(), DcsError> {
-        self.timed("write failsafe", self.store.write_failsafe(failsafe, by)).await
-    }
-
-    async fn write_initialize(
-        &self,
-        value: &str,
-        expect: Expect,
-        by: Deadline,
-    ) -> Result<(), DcsError> {
-        self.timed("write initialize", self.store.write_initialize(value, expect, by)).await
-    }
-
-    async fn delete_initialize(&self, by: Deadline) -> Result<(), DcsError> {
-        self.timed("delete initialize", self.store.delete_initialize(by)).await
-    }
-
-    async fn write_config(
-        &self,
-        config: &Map<String, Value>,
-        expect: Expect,
-        by: Deadline,
-    ) -> Result<Version, DcsError> {
-        self.timed("write config", self.store.write_config(config, expect, by)).await
-    }
-
-    async fn write_failover(
-        &self,
-        failover: &Failover,
-        expect: Expect,
-        by: Deadline,
-    ) -> Result<Version, DcsError> {
-        self.timed("write failover", self.store.write_failover(failover, expect, by)).await
-    }
-
-    async fn write_sync(
-        &self,
-        sync: &Sync,
-        expect: Expect,
-        by: Deadline,
-    ) -> Result<Version, DcsError> {
-        self.timed("write sync", self.store.write_sync(sync, expect, by)).await
-    }
-
-    async fn delete_sync(&self, expect: Expect, by: Deadline) -> Result<(), DcsError> {
-        self.timed("delete sync", self.store.delete_sync(expect, by)).await
-    }
-
-    async fn write_history(&self, history: &History, by: Deadline) -> Result<(), DcsError> {
-        self.timed("write history", self.store.write_history(history, by)).await
-    }
-
-    async fn delete_cluster(&self, by: Deadline) -> Result<(), DcsError> {
-        self.timed("delete cluster", self.store.delete_cluster(by)).await
-    }
-
-    fn watch(&self) -> BoxStream<'static, Change> {
-        self.store.watch()
-    }
-}
-
 #[cfg(all(test, feature = "raft"))]
 mod tests {
     use super::*;
-    use hathi_dcs::{MemberName, Scope};
+    use hathi_dcs::{MemberName, Scope, Status, Timing};
     use std::io::Write;
 
     /// Where the lines go.

@@ -40,23 +40,8 @@ pub enum Positions {
 impl Told {
     pub fn of(snapshot: &Snapshot, now: Millis) -> Self {
         let seen = &snapshot.postgres;
-        let answers = match seen.state {
-            State::Running | State::Restarting | State::Starting => true,
-            State::Initdb
-            | State::InitdbFailed
-            | State::CustomBootstrap
-            | State::CustomBootstrapFailed
-            | State::CreatingReplica
-            | State::BootstrapStarting
-            | State::StartFailed
-            | State::RestartFailed
-            | State::Stopping
-            | State::Stopped
-            | State::StopFailed
-            | State::Crashed => false,
-        };
         let lost = is_long_lost(snapshot, now);
-        let answers = answers && !lost;
+        let answers = seen.state.answers() && !lost;
         let mut told = Self {
             state: Some(seen.state),
             role: if lost { Role::Demoted } else { seen.role },

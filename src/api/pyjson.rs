@@ -1,8 +1,9 @@
 //! JSON as clients of this API have always seen it: one line, `", "` and `": "`, ASCII only.
 //! (REST-005)
 
+use hathi_dcs::json::{write_ascii, written};
 use serde::Serialize;
-use serde_json::ser::{CompactFormatter, Formatter, Serializer};
+use serde_json::ser::Formatter;
 use std::io::{self, Write};
 
 struct Spaced;
@@ -25,32 +26,12 @@ impl Formatter for Spaced {
         out: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
-        if fragment.is_ascii() {
-            return CompactFormatter.write_string_fragment(out, fragment);
-        }
-        for c in fragment.chars() {
-            if c.is_ascii() {
-                out.write_all(&[c as u8])?;
-            } else {
-                let mut units = [0_u16; 2];
-                for unit in c.encode_utf16(&mut units) {
-                    write!(out, "\\u{unit:04x}")?;
-                }
-            }
-        }
-        Ok(())
+        write_ascii(out, fragment)
     }
 }
 
-/// A value that cannot be JSON (a map with keys that are no text) gives the empty string; no answer
-/// of ours has one.
 pub fn text<T: Serialize + ?Sized>(value: &T) -> String {
-    let mut bytes = Vec::with_capacity(512);
-    let mut serializer = Serializer::with_formatter(&mut bytes, Spaced);
-    match value.serialize(&mut serializer) {
-        Ok(()) => String::from_utf8(bytes).unwrap_or_default(),
-        Err(_) => String::new(),
-    }
+    written(value, Spaced)
 }
 
 #[cfg(test)]

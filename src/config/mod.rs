@@ -47,6 +47,8 @@ pub use local::{
     Tags, VerifyClient, Watchdog, WatchdogDriver, WatchdogMode,
 };
 pub use numbers::{BaseUnit, boolean, integer, python_text};
+pub use parameters::RECOVERY;
+pub use postgresql::LOGIN_OPTIONS;
 pub use secret::Secret;
 pub use sections::{
     ConsulConsistency, ConsulSection, ConsulService, DcsSection, Etcd3Section, KubernetesPort,

@@ -22,7 +22,7 @@ const NUMBERS: [(&str, i64, i64); 6] = [
 const SWITCHES: [(&str, &str); 2] = [("track_commit_timestamp", "off"), ("wal_log_hints", "on")];
 
 /// Recovery parameters live in `recovery_conf`. (PG-179)
-const RECOVERY: [&str; 16] = [
+pub const RECOVERY: [&str; 16] = [
     "archive_cleanup_command",
     "primary_conninfo",
     "primary_slot_name",

@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 /// libpq's options a user may carry. (PG-320)
-const LOGIN_OPTIONS: [&str; 10] = [
+pub const LOGIN_OPTIONS: [&str; 10] = [
     "sslmode",
     "sslcert",
     "sslkey",

@@ -5,7 +5,7 @@ use crate::ha::ports::{Observation, Ports, Server};
 use crate::ha::restart::Planned;
 use crate::ha::settings::{EMULATED_VERSION, Settings};
 use crate::ha::sync::duty;
-use hathi_dcs::{Deadline, MemberData, Millis, Role, State};
+use hathi_dcs::{Deadline, MemberData, Millis, Role};
 
 /// The record for this observation. `with_positions`: no task owns PostgreSQL, or only a promotion.
 pub fn record(
@@ -31,22 +31,7 @@ pub fn record(
         short_ttl: settings.short_ttl,
         ..MemberData::default()
     };
-    let answers = match pg.state {
-        State::Running | State::Restarting | State::Starting => with_positions,
-        State::Initdb
-        | State::InitdbFailed
-        | State::CustomBootstrap
-        | State::CustomBootstrapFailed
-        | State::CreatingReplica
-        | State::BootstrapStarting
-        | State::StartFailed
-        | State::RestartFailed
-        | State::Stopping
-        | State::Stopped
-        | State::StopFailed
-        | State::Crashed => false,
-    };
-    if !answers {
+    if !(with_positions && pg.state.answers()) {
         return data;
     }
     match &pg.server {

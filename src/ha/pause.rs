@@ -146,23 +146,9 @@ async fn foreign_data(turn: &mut Turn<'_>) -> Option<Decided> {
 
 /// HA-040: whoever stopped it will start it. One exception: what a requested failover stopped.
 async fn not_running(turn: &mut Turn<'_>) -> Decided {
-    match turn.pg.state {
-        State::Running | State::Starting | State::Crashed => {
-            turn.ports.postgres.set_state(State::Stopped);
-            turn.pg.state = State::Stopped;
-        }
-        State::Initdb
-        | State::InitdbFailed
-        | State::CustomBootstrap
-        | State::CustomBootstrapFailed
-        | State::CreatingReplica
-        | State::BootstrapStarting
-        | State::StartFailed
-        | State::Restarting
-        | State::RestartFailed
-        | State::Stopping
-        | State::Stopped
-        | State::StopFailed => {}
+    if turn.pg.state.went_by_itself() {
+        turn.ports.postgres.set_state(State::Stopped);
+        turn.pg.state = State::Stopped;
     }
     if turn.i_own_the_lock() {
         let line = "removed leader lock because postgres is not running";

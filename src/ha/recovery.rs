@@ -38,21 +38,7 @@ pub async fn judge_start(turn: &mut Turn<'_>) -> Option<Decided> {
 
 /// HA-041 … HA-049.
 pub async fn not_running(turn: &mut Turn<'_>) -> Decided {
-    let crashed = match turn.pg.state {
-        State::Running | State::Starting | State::Crashed => true,
-        State::Initdb
-        | State::InitdbFailed
-        | State::CustomBootstrap
-        | State::CustomBootstrapFailed
-        | State::CreatingReplica
-        | State::BootstrapStarting
-        | State::StartFailed
-        | State::Restarting
-        | State::RestartFailed
-        | State::Stopping
-        | State::Stopped
-        | State::StopFailed => false,
-    };
+    let crashed = turn.pg.state.went_by_itself();
     if crashed && turn.pg.state != State::Crashed {
         turn.because("HA-041", "the postmaster is gone");
         turn.ports.postgres.set_state(State::Crashed);

@@ -1,6 +1,7 @@
 //! Where a server is and how to log in there: member URLs, libpq's conninfo text, the passfile.
 //! (PG-124, PG-212 … PG-214, PG-330 … PG-332)
 
+use crate::config::LOGIN_OPTIONS;
 use crate::postgres::settings::Login;
 use std::collections::BTreeMap;
 
@@ -76,20 +77,6 @@ const ORDER: [&str; 21] = [
     "target_session_attrs",
     "sslnegotiation",
     "options",
-];
-
-/// The options of a login that go into a conninfo. (PG-320)
-const LOGIN_OPTIONS: [&str; 10] = [
-    "sslmode",
-    "sslcert",
-    "sslkey",
-    "sslpassword",
-    "sslrootcert",
-    "sslcrl",
-    "sslcrldir",
-    "gssencmode",
-    "channel_binding",
-    "sslnegotiation",
 ];
 
 /// Does a server or client of this major version know the key?

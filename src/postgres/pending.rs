@@ -1,6 +1,6 @@
 //! Which parameters wait for a restart, and what they would become. (PG-243 … PG-247, PG-455)
 
-use crate::postgres::configuration::RECOVERY_PARAMETERS;
+use crate::postgres::configuration::is_recovery;
 use crate::postgres::monitor::Row;
 use crate::postgres::room::LocalPostgres;
 use crate::postgres::settings::{FORCED, Settings};
@@ -13,9 +13,7 @@ impl LocalPostgres {
         let waiting: BTreeMap<_, _> = row
             .pending
             .iter()
-            .filter(|(name, _)| {
-                name.as_str() != "hot_standby" && !RECOVERY_PARAMETERS.contains(&name.as_str())
-            })
+            .filter(|(name, _)| name.as_str() != "hot_standby" && !is_recovery(name))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
         let facts = self.facts();

@@ -4,14 +4,13 @@
 //! has it. `rustls` only does the cryptography; this file maps the options.
 
 use crate::postgres::settings::Login;
+use hathi_keyfile::trust::Lenient;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -49,12 +48,12 @@ impl Tls {
             other => return Err(format!("unknown sslmode {other:?}")),
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Verifier::new(verify, option("sslrootcert"), provider.clone())?;
+        let verifier = verifier(verify, option("sslrootcert"), &provider)?;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|why| why.to_string())?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
+            .with_custom_certificate_verifier(verifier);
         let config = match (option("sslcert"), option("sslkey")) {
             (Some(cert), Some(key)) => {
                 let key = hathi_keyfile::read(Path::new(key), option("sslpassword"))
@@ -82,81 +81,26 @@ enum Verify {
     Name,
 }
 
-#[derive(Debug)]
-struct Verifier {
+fn verifier(
     verify: Verify,
-    inner: Option<Arc<WebPkiServerVerifier>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl Verifier {
-    fn new(
-        verify: Verify,
-        root: Option<&str>,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<Self, String> {
-        let inner = match (verify, root) {
-            (Verify::Nothing, _) => None,
-            (Verify::Chain | Verify::Name, None) => {
-                return Err("sslmode verify-ca and verify-full need sslrootcert".into());
-            }
-            (Verify::Chain | Verify::Name, Some(path)) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in certificates(path)? {
-                    roots.add(certificate).map_err(|why| format!("{path}: {why}"))?;
-                }
-                let built =
-                    WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone());
-                Some(built.build().map_err(|why| format!("{path}: {why}"))?)
-            }
-        };
-        Ok(Self { verify, inner, provider })
-    }
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(inner) = &self.inner else { return Ok(ServerCertVerified::assertion()) };
-        let result =
-            inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        match result {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if self.verify == Verify::Chain => Ok(ServerCertVerified::assertion()),
-            result => result,
+    root: Option<&str>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    let (path, name) = match (verify, root) {
+        (Verify::Nothing, _) => return Ok(Arc::new(Lenient::anyone(provider))),
+        (Verify::Chain | Verify::Name, None) => {
+            return Err("sslmode verify-ca and verify-full need sslrootcert".into());
         }
+        (Verify::Chain, Some(path)) => (path, false),
+        (Verify::Name, Some(path)) => (path, true),
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|why| format!("{path}: {why}"))?;
     }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    let built = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone());
+    let whole = built.build().map_err(|why| format!("{path}: {why}"))?;
+    Ok(if name { whole } else { Arc::new(Lenient::any_name(whole, provider)) })
 }
 
 impl<S> MakeTlsConnect<S> for Connector

@@ -1,5 +1,6 @@
 //! Failsafe mode: the store is away, the members are not.
 
+use crate::outage::{gives_up, serves_again};
 use crate::{PAUSE, SETTLED, TTL, options};
 use hathi_test_support::{Cluster, Store, Writers, check, sql};
 use rustix::process::Signal;
@@ -124,28 +125,12 @@ pub async fn a_member_down_at_the_same_time(store: Store) {
     for other in frozen {
         cluster.signal_agent(*other, Signal::STOP);
     }
-    cluster
-        .wait("the primary gives up", TTL + Duration::from_secs(15), || async {
-            let port = cluster.nodes[leader].pg_port;
-            match sql::value(port, "SELECT pg_is_in_recovery()").await.as_deref() {
-                Ok("t") => Ok(()),
-                other => Err(format!("pg_is_in_recovery: {other:?}")),
-            }
-        })
-        .await;
-    let last = writers.last().expect("an accepted write");
-    let held = last.acked.saturating_duration_since(cut);
-    assert!(held <= TTL, "writes were accepted for {held:?} without the store");
+    gives_up(&cluster, leader, &writers, cut).await;
     for other in frozen {
         cluster.signal_agent(*other, Signal::CONT);
     }
     if let Some(etcd) = &cluster.etcd {
         etcd.resume();
     }
-    let again = writers.accepts_after(Instant::now(), SETTLED).await;
-    again.unwrap_or_else(|e| panic!("{e}\n{}", cluster.report()));
-    cluster.healthy(SETTLED).await;
-    let written = writers.stop().await;
-    check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    serves_again(&cluster, writers).await;
 }

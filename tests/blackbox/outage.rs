@@ -18,6 +18,16 @@ pub async fn store_out_of_reach(store: Store) {
 
     let cut = Instant::now();
     freeze(&cluster, leader, true);
+    gives_up(&cluster, leader, &writers, cut).await;
+    let answer = cluster.get(leader, "/primary").await.expect("the agent answers without a store");
+    assert_eq!(answer.status, 503, "{}", answer.body);
+
+    freeze(&cluster, leader, false);
+    serves_again(&cluster, writers).await;
+}
+
+/// The primary stops taking writes before its lease, seen last at `cut`, could be somebody else's.
+pub async fn gives_up(cluster: &Cluster, leader: usize, writers: &Writers, cut: Instant) {
     cluster
         .wait("the primary gives up", TTL + Duration::from_secs(15), || async {
             let port = cluster.nodes[leader].pg_port;
@@ -30,16 +40,16 @@ pub async fn store_out_of_reach(store: Store) {
     let last = writers.last().expect("an accepted write");
     let held = last.acked.saturating_duration_since(cut);
     assert!(held <= TTL, "writes were accepted for {held:?} without the store");
-    let answer = cluster.get(leader, "/primary").await.expect("the agent answers without a store");
-    assert_eq!(answer.status, 503, "{}", answer.body);
+}
 
-    freeze(&cluster, leader, false);
+/// The whole cluster, with every row that it acknowledged.
+pub async fn serves_again(cluster: &Cluster, writers: Writers) {
     let again = writers.accepts_after(Instant::now(), SETTLED).await;
     again.unwrap_or_else(|e| panic!("{e}\n{}", cluster.report()));
     cluster.healthy(SETTLED).await;
     let written = writers.stop().await;
-    check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::verify(cluster, &written, &[]).await;
+    check::same_rows_everywhere(cluster, Duration::from_secs(10)).await;
 }
 
 fn freeze(cluster: &Cluster, leader: usize, on: bool) {

@@ -8,7 +8,7 @@
 use crate::http::Call;
 use crate::store::Shared;
 use hathi_dcs::flat::Tenure;
-use hathi_dcs::{DcsError, Deadline, Timing, boottime};
+use hathi_dcs::{DcsError, Deadline, Millis, Timing, boottime};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,6 +29,13 @@ impl Sessions {
         let timing = self.tenure.timing();
         (timing.ttl, (timing.ttl_ms() / 2).max(self.minimum_ms.load(Ordering::Relaxed)))
     }
+
+    /// Whether a renewal counts that was answered now, with the one before sent at `kept`. A server that
+    /// stood still finds the time of a session over and a renewal of it waiting at the same moment: it
+    /// may confirm the renewal and end the session all the same. (DCS-112)
+    fn in_time(&self, kept: Millis, now: Millis) -> bool {
+        now.since(kept) < 2 * self.wanted_ms().1
+    }
 }
 
 /// `15.0s`, as Patroni writes it.
@@ -39,14 +46,14 @@ pub(crate) fn seconds(ms: u64) -> String {
 
 impl Shared {
     /// A session renewed by this very call: whoever counts its ttl from before the call is never
-    /// late. Created anew if it was gone.
+    /// late. Created anew if it was gone, or may be going.
     pub(crate) async fn prolong_session(&self, by: Deadline) -> Result<String, DcsError> {
-        if let Some(id) = self.sessions.tenure.held() {
+        if let Some((id, kept)) = self.sessions.tenure.held_since() {
             let sent = boottime();
             let dc = self.agents.dc();
             let path = format!("/v1/session/renew/{id}?{}", dc.trim_start_matches('&'));
             let answer = self.agents.hedged(by, &Call::put(path, "")).await?;
-            if answer.status.is_success() {
+            if answer.status.is_success() && self.sessions.in_time(kept, boottime()) {
                 self.sessions.tenure.kept(&id, sent);
                 return Ok(id);
             }
@@ -167,5 +174,13 @@ mod tests {
         assert_eq!(sessions.wanted_ms(), (30, 15_000));
         sessions.minimum_ms.store(20_000, Ordering::Relaxed);
         assert_eq!(sessions.wanted_ms(), (30, 20_000));
+    }
+
+    /// Proves DCS-112: a renewal that comes when the session may be ending already is none.
+    #[test]
+    fn a_late_renewal_does_not_count() {
+        let sessions = Sessions::new("b-a".into(), Timing::default());
+        let late = |ms: u64| sessions.in_time(Millis(5), Millis(5 + ms));
+        assert_eq!((late(29_999), late(30_000)), (true, false));
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! What never enters: anything that knows one store.
 
+pub mod certificates;
 pub mod faults;
 pub mod lock;
 pub mod outage;
@@ -15,7 +16,7 @@ mod strict;
 pub mod table;
 pub mod watching;
 
-use crate::{Dcs, DcsError, Deadline, Timing, boottime};
+use crate::{Dcs, DcsError, Deadline, Timing, around, boottime};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use std::sync::Arc;
@@ -24,6 +25,11 @@ use std::time::Duration;
 /// This store cannot do what the test needs, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cannot(pub &'static str);
+
+impl Cannot {
+    /// Of one member no other one is left when it is hurt.
+    pub const ALONE: Self = Self("it has one member only");
+}
 
 /// A test ran to its end, or the store cannot run it. A failed test panics.
 pub type Outcome = Result<(), Cannot>;
@@ -315,26 +321,36 @@ impl Case {
         Self { store: harness.fresh(Needs::Health).await, timing: harness.quick() }
     }
 
-    /// A store of its own for faults, with a lease that outlives them.
-    pub async fn faulty(harness: &dyn Harness) -> Self {
-        let quick = harness.quick();
-        let timing = Timing { ttl: quick.ttl.max(15), loop_wait: 1, retry_timeout: 3 };
-        Self { store: harness.fresh(Needs::Faults).await, timing }
+    /// A store of its own to be hurt, with a lease that outlives the fault.
+    async fn lasting(harness: &dyn Harness, needs: Needs) -> Self {
+        let ttl = harness.quick().ttl.max(15);
+        let timing = Timing { ttl, loop_wait: 1, retry_timeout: 3 };
+        Self { store: harness.fresh(needs).await, timing }
     }
 
-    /// The same with a network that can lose answers.
+    pub async fn faulty(harness: &dyn Harness) -> Self {
+        Self::lasting(harness, Needs::Faults).await
+    }
+
     pub async fn lossy(harness: &dyn Harness) -> Self {
-        let quick = harness.quick();
-        let timing = Timing { ttl: quick.ttl.max(15), loop_wait: 1, retry_timeout: 3 };
-        Self { store: harness.fresh(Needs::LostAnswers).await, timing }
+        Self::lasting(harness, Needs::LostAnswers).await
+    }
+
+    pub async fn with_rights(harness: &dyn Harness) -> Self {
+        Self::lasting(harness, Needs::Rights).await
     }
 
     pub async fn member(&self, me: &str) -> Arc<dyn Dcs> {
         self.member_with(me, self.timing).await
     }
 
+    /// The two that most tests are about.
+    pub async fn pair(&self) -> (Arc<dyn Dcs>, Arc<dyn Dcs>) {
+        (self.member("a").await, self.member("b").await)
+    }
+
     pub async fn member_with(&self, me: &str, timing: Timing) -> Arc<dyn Dcs> {
-        Arc::new(strict::Strict::new(self.store.open(me, timing).await))
+        around::with(strict::Strict, self.store.open(me, timing).await)
     }
 
     /// How long after its last renewal an abandoned lock may stand.

@@ -12,17 +12,7 @@ impl Formatter for Ascii {
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
-        for c in fragment.chars() {
-            if c.is_ascii() {
-                writer.write_all(&[c as u8])?;
-            } else {
-                let mut units = [0_u16; 2];
-                for unit in c.encode_utf16(&mut units) {
-                    write!(writer, "\\u{unit:04x}")?;
-                }
-            }
-        }
-        Ok(())
+        write_ascii(writer, fragment)
     }
 
     fn write_null<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
@@ -30,11 +20,37 @@ impl Formatter for Ascii {
     }
 }
 
-/// The bytes that stand in the store. A value that cannot be JSON (a map with non-text keys) gives
-/// the empty string; no record of ours has one.
+/// A piece of text in which nothing else has to be escaped.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_ascii<W: ?Sized + io::Write>(writer: &mut W, fragment: &str) -> io::Result<()> {
+    if fragment.is_ascii() {
+        return writer.write_all(fragment.as_bytes());
+    }
+    for c in fragment.chars() {
+        if c.is_ascii() {
+            writer.write_all(&[c as u8])?;
+        } else {
+            let mut units = [0_u16; 2];
+            for unit in c.encode_utf16(&mut units) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The bytes that stand in the store.
 pub fn compact<T: Serialize + ?Sized>(value: &T) -> String {
+    written(value, Ascii)
+}
+
+/// The value in this manner. One that cannot be JSON (a map with keys that are no text) gives the empty
+/// string; nothing of ours is one.
+pub fn written<T: Serialize + ?Sized>(value: &T, manner: impl Formatter) -> String {
     let mut bytes = Vec::with_capacity(256);
-    let mut serializer = Serializer::with_formatter(&mut bytes, Ascii);
+    let mut serializer = Serializer::with_formatter(&mut bytes, manner);
     match value.serialize(&mut serializer) {
         Ok(()) => String::from_utf8(bytes).unwrap_or_default(),
         Err(_) => String::new(),

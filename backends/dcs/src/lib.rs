@@ -8,6 +8,7 @@
 
 #[cfg(feature = "alarm")]
 mod alarm;
+pub mod around;
 mod error;
 #[cfg(feature = "flat")]
 pub mod flat;

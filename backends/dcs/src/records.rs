@@ -92,6 +92,44 @@ impl State {
         Self::ALL.iter().copied().find(|state| state.as_str() == text)
     }
 
+    /// Does a server in this state say where it stands?
+    pub fn answers(self) -> bool {
+        match self {
+            Self::Running | Self::Restarting | Self::Starting => true,
+            Self::Initdb
+            | Self::InitdbFailed
+            | Self::CustomBootstrap
+            | Self::CustomBootstrapFailed
+            | Self::CreatingReplica
+            | Self::BootstrapStarting
+            | Self::StartFailed
+            | Self::RestartFailed
+            | Self::Stopping
+            | Self::Stopped
+            | Self::StopFailed
+            | Self::Crashed => false,
+        }
+    }
+
+    /// Is a server that was last in this state, and is gone, one that nobody stopped?
+    pub fn went_by_itself(self) -> bool {
+        match self {
+            Self::Running | Self::Starting | Self::Crashed => true,
+            Self::Initdb
+            | Self::InitdbFailed
+            | Self::CustomBootstrap
+            | Self::CustomBootstrapFailed
+            | Self::CreatingReplica
+            | Self::BootstrapStarting
+            | Self::StartFailed
+            | Self::Restarting
+            | Self::RestartFailed
+            | Self::Stopping
+            | Self::Stopped
+            | Self::StopFailed => false,
+        }
+    }
+
     /// The number in `patroni_postgres_state`; it never changes. (REST-121)
     pub fn metric_index(self) -> i64 {
         Self::ALL.iter().position(|state| *state == self).map_or(-1, |at| at as i64)

@@ -4,8 +4,11 @@
 //! Both ways in which OpenSSL locks a key are read: PKCS #8 (`ENCRYPTED PRIVATE KEY`) and the older
 //! one of PEM itself (`Proc-Type: 4,ENCRYPTED`). As with OpenSSL a password that is not needed does no
 //! harm. Never in here: which option of which file the password came from; the caller says that.
+//!
+//! [`trust`] is the other side: whom such a client believes.
 
 mod traditional;
+pub mod trust;
 
 use pkcs8::EncryptedPrivateKeyInfoRef;
 use rustls_pki_types::pem::PemObject;

@@ -103,11 +103,13 @@ fn read(path: &Path) -> Result<String, String> {
 
 impl Tls {
     fn options(&self) -> Result<TlsOptions, String> {
-        let system = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
         let roots = match &self.cacert {
             Some(path) => path.clone(),
             None => {
-                let found = system.iter().map(PathBuf::from).find(|path| path.exists());
+                let found = hathi_keyfile::trust::SYSTEM_ROOTS
+                    .map(PathBuf::from)
+                    .into_iter()
+                    .find(|path| path.exists());
                 found.ok_or("this machine has no list of roots; give cacert")?
             }
         };

@@ -273,23 +273,6 @@ impl Kubernetes {
         self.etcdctl(&["put", key, &endpoints.to_string()]);
     }
 
-    /// SIGSTOP for the API servers and what is behind them.
-    pub fn pause_whole(&self) {
-        self.seats.pause();
-        self.etcd.pause();
-    }
-
-    /// kill -9 for both.
-    pub fn kill_whole(&mut self) {
-        self.seats.kill_all();
-        self.etcd.kill_all();
-    }
-
-    pub fn resume_whole(&self) {
-        self.etcd.resume();
-        self.seats.resume();
-    }
-
     /// The revisions that a watch could resume from are gone.
     pub fn forget_history(&self) {
         let now = self.etcdctl(&["get", "/", "-w", "json"]);
@@ -372,5 +355,26 @@ impl StoreServers for Kubernetes {
     /// All are equal; it is the first.
     async fn leader(&self) -> Option<usize> {
         (0..self.ports.len()).find(|which| self.seats.runs(*which))
+    }
+
+    fn pause_whole(&self) {
+        self.seats.pause();
+        self.etcd.pause();
+    }
+
+    fn resume_whole(&self) {
+        self.etcd.resume();
+        self.seats.resume();
+    }
+
+    fn kill_whole(&mut self) {
+        self.seats.kill_all();
+        self.etcd.kill_all();
+    }
+
+    /// The API servers go on, and have nobody behind them.
+    fn kill_majority(&mut self) -> bool {
+        self.etcd.kill_all();
+        true
     }
 }

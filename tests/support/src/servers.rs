@@ -72,6 +72,31 @@ pub trait StoreServers: DerefMut<Target = Seats> + Send + Sync + 'static {
 
     /// Which one leads the store, if one says so.
     fn leader(&self) -> impl Future<Output = Option<usize>> + Send;
+
+    /// SIGSTOP for the servers and for what stands behind them, if something does.
+    fn pause_whole(&self) {
+        self.pause();
+    }
+
+    fn resume_whole(&self) {
+        self.resume();
+    }
+
+    /// kill -9 for all of that.
+    fn kill_whole(&mut self) {
+        self.kill_all();
+    }
+
+    /// kill -9 for all but a minority, so that what is left has no quorum. Whether that is possible:
+    /// of one server nothing would be left.
+    fn kill_majority(&mut self) -> bool {
+        let possible = self.count() >= 3;
+        if possible {
+            self.kill_member(0);
+            self.kill_member(2);
+        }
+        possible
+    }
 }
 
 /// The methods of [`Seats`] for a store with a field of that name.

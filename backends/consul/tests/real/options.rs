@@ -2,15 +2,13 @@
 
 use crate::harness::{TIMING, backend, config};
 use hathi_consul::ConsulConfig;
-use hathi_dcs::{Dcs, DcsError, Deadline, Freshness, MemberData};
+use hathi_dcs::conformance::certificates::{Shown, both_sides_are_looked_at};
+use hathi_dcs::conformance::soon;
+use hathi_dcs::{Dcs, DcsError, Freshness};
 use hathi_test_support::{Consul, ConsulOptions};
 use std::time::Duration;
 
 const TOKEN: &str = "3f1b7a70-0f3b-4d0e-9d34-0d2d2c1d9e11";
-
-fn soon() -> Deadline {
-    Deadline::in_ms(8_000)
-}
 
 /// Proves DCS-041 and DCS-124: without the right token every call is refused, which says nothing
 /// about the lock.
@@ -50,32 +48,15 @@ async fn both_sides_show_certificates() {
     let options = ConsulOptions { members: 1, tls: true, ..ConsulOptions::default() };
     let consul = Consul::start(options).await;
     let certs = consul.certs.as_ref().expect("made with it");
-    let whole = ConsulConfig {
-        https: true,
-        cacert: Some(certs.ca.clone()),
-        cert: Some(certs.cert.clone()),
-        key: Some(certs.key.clone()),
-        ..config(&consul)
+    let with = |shown: Shown| {
+        let Shown { cacert, cert, key } = shown;
+        ConsulConfig { https: true, cacert, cert, key, ..config(&consul) }
     };
-    let me = backend(whole.clone(), "a", TIMING);
-    me.write_member(&MemberData::default(), soon()).await.expect("both are known");
-    assert_eq!(me.load(Freshness::Latest, soon()).await.expect("a view").members.len(), 1);
+    both_sides_are_looked_at(certs, |shown| backend(with(shown), "a", TIMING)).await;
 
-    let unverified = ConsulConfig { cacert: None, verify: false, ..whole.clone() };
+    let (cert, key) = (Some(certs.cert.clone()), Some(certs.key.clone()));
+    let unverified = ConsulConfig { verify: false, ..with(Shown { cacert: None, cert, key }) };
     backend(unverified, "a", TIMING).load(Freshness::Latest, soon()).await.expect("not verified");
-
-    let short = || Deadline::in_ms(1_500);
-    for (what, wrong) in [
-        ("an unknown authority", ConsulConfig { cacert: None, ..whole.clone() }),
-        ("no certificate of ours", ConsulConfig { cert: None, key: None, ..whole.clone() }),
-    ] {
-        let answer = backend(wrong, "a", TIMING).load(Freshness::Latest, short()).await;
-        assert!(matches!(answer, Err(DcsError::Unreachable { .. })), "{what}: {answer:?}");
-    }
-    let missing = ConsulConfig { cacert: Some("/nowhere/ca.pem".into()), ..whole };
-    let answer = backend(missing, "a", TIMING).load(Freshness::Latest, short()).await;
-    let Err(DcsError::NotRetriable { why, .. }) = answer else { panic!("{answer:?}") };
-    assert!(why.contains("/nowhere/ca.pem"), "{why}");
 }
 
 /// Proves DCS-110: the session in the store is the one Patroni makes.

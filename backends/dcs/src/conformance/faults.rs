@@ -2,94 +2,75 @@
 
 use super::lock::{holder, latest};
 use super::records::write_all;
-use super::watching::{Wakes, standing, touch};
+use super::watching::{standing, touch};
 use super::{Cannot, Case, Fault, Harness, Outcome, Target, Way, assert_conflict, soon, until};
 use crate::{Change, Dcs, DcsError, Deadline, Expect, Freshness, Lsn, Status, Sync};
 use std::time::Duration;
 
-/// Proves DCS-T4 and section 3 of docs/spec/crates.md for one member gone: renewals, reads, writes
-/// and wake-ups go on, each within 8 s (a store leader that is gone costs the store an election).
-async fn one_member_gone(
-    harness: &dyn Harness,
-    fault: fn(Target) -> Fault,
-    target: Target,
-) -> Outcome {
-    let case = Case::faulty(harness).await;
+/// Renewals, reads, writes and wake-ups of a store go on, each within 8 s, while one of its members is
+/// hurt in each of these ways (a store leader that is gone costs the store an election), for so many
+/// rounds; and the lock stays where it is.
+async fn one_is_hurt(case: Case, faults: &[Fault], rounds: u64) -> Outcome {
     if case.store.members() < 3 {
-        return Err(Cannot("it has one member only"));
+        return Err(Cannot::ALONE);
     }
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;
-    case.store.inflict(fault(target)).await?;
-    it_goes_on(&*a, &*b, &mut wakes, 0..8).await;
-    case.store.inflict(Fault::RestoreOne).await?;
-    a.renew_leader(soon()).await.expect("whole again");
+    for (nth, fault) in (0..).zip(faults) {
+        case.store.inflict(fault.clone()).await?;
+        for n in rounds * nth..rounds * (nth + 1) {
+            it_goes_on(&*a, &*b, n).await;
+        }
+        standing(&*a, &mut wakes).await;
+        case.store.inflict(Fault::RestoreOne).await?;
+        a.renew_leader(soon()).await.expect("whole again");
+    }
     assert_eq!(holder(&*b).await.as_deref(), Some("a"));
     standing(&*a, &mut wakes).await;
     Ok(())
 }
 
-/// Renewals, reads, writes and wake-ups of a store of which one member is hurt, each within 8 s.
-async fn it_goes_on(a: &dyn Dcs, b: &dyn Dcs, wakes: &mut Wakes, rounds: std::ops::Range<u64>) {
-    for n in rounds {
-        let budget = || Deadline::in_ms(8_000);
-        a.renew_leader(budget()).await.expect("two of three are enough to renew");
-        let view = b.load(Freshness::Latest, budget()).await.expect("two of three answer");
-        assert_eq!(view.leader_name(), Some(&"a".into()), "the lock was lost");
-        let status = Status { optime: Lsn(100 + n), ..Status::default() };
-        a.write_status(&status, budget()).await.expect("two of three take a write");
-        let sync = Sync { leader: Some("a".into()), quorum: n, voters: Vec::new() };
-        a.write_sync(&sync, Expect::Anything, budget()).await.expect("two of three take a write");
-        let lost = b.acquire_leader(budget()).await;
-        assert!(matches!(lost, Err(DcsError::NotOwner { .. })), "{lost:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    standing(a, wakes).await;
+async fn it_goes_on(a: &dyn Dcs, b: &dyn Dcs, n: u64) {
+    a.renew_leader(soon()).await.expect("two of three are enough to renew");
+    let view = b.load(Freshness::Latest, soon()).await.expect("two of three answer");
+    assert_eq!(view.leader_name(), Some(&"a".into()), "the lock was lost");
+    let status = Status { optime: Lsn(100 + n), ..Status::default() };
+    a.write_status(&status, soon()).await.expect("two of three take a write");
+    let sync = Sync { leader: Some("a".into()), quorum: n, voters: Vec::new() };
+    a.write_sync(&sync, Expect::Anything, soon()).await.expect("two of three take a write");
+    super::assert_not_owner("held", b.acquire_leader(soon()).await);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+/// Proves DCS-T4 and section 3 of docs/spec/crates.md for one member gone, here and in the next three.
+pub async fn one_killed_follower_costs_nothing(harness: &dyn Harness) -> Outcome {
+    one_is_hurt(Case::faulty(harness).await, &[Fault::KillOne(Target::Follower)], 8).await
+}
+
+pub async fn one_killed_leader_costs_nothing(harness: &dyn Harness) -> Outcome {
+    one_is_hurt(Case::faulty(harness).await, &[Fault::KillOne(Target::Leader)], 8).await
+}
+
+pub async fn one_paused_follower_costs_nothing(harness: &dyn Harness) -> Outcome {
+    one_is_hurt(Case::faulty(harness).await, &[Fault::PauseOne(Target::Follower)], 8).await
+}
+
+pub async fn one_paused_leader_costs_nothing(harness: &dyn Harness) -> Outcome {
+    one_is_hurt(Case::faulty(harness).await, &[Fault::PauseOne(Target::Leader)], 8).await
 }
 
 /// Proves DCS-T4 for one of three that is cut off in one direction, or slow: it is reached and does not
 /// answer, or hears nothing, or is late, and the others carry on. (DCS-030, DCS-073)
 pub async fn one_half_cut_off_costs_nothing(harness: &dyn Harness) -> Outcome {
-    let case = Case::lossy(harness).await;
-    if case.store.members() < 3 {
-        return Err(Cannot("it has one member only"));
-    }
-    let (a, b) = (case.member("a").await, case.member("b").await);
-    a.acquire_leader(soon()).await.expect("a free lock");
-    let mut wakes = b.watch();
-    standing(&*a, &mut wakes).await;
     let faults = [
         Fault::CutOne(Target::Follower, Way::Requests),
         Fault::CutOne(Target::Follower, Way::Answers),
         Fault::CutOne(Target::Leader, Way::Answers),
         Fault::SlowOne(Target::Follower, 3_000),
     ];
-    for (n, fault) in (0..).zip(faults) {
-        case.store.inflict(fault).await?;
-        it_goes_on(&*a, &*b, &mut wakes, 10 * n..10 * n + 2).await;
-        case.store.inflict(Fault::RestoreOne).await?;
-        a.renew_leader(soon()).await.expect("whole again");
-    }
-    assert_eq!(holder(&*b).await.as_deref(), Some("a"));
-    Ok(())
-}
-
-pub async fn one_killed_follower_costs_nothing(harness: &dyn Harness) -> Outcome {
-    one_member_gone(harness, Fault::KillOne, Target::Follower).await
-}
-
-pub async fn one_killed_leader_costs_nothing(harness: &dyn Harness) -> Outcome {
-    one_member_gone(harness, Fault::KillOne, Target::Leader).await
-}
-
-pub async fn one_paused_follower_costs_nothing(harness: &dyn Harness) -> Outcome {
-    one_member_gone(harness, Fault::PauseOne, Target::Follower).await
-}
-
-pub async fn one_paused_leader_costs_nothing(harness: &dyn Harness) -> Outcome {
-    one_member_gone(harness, Fault::PauseOne, Target::Leader).await
+    one_is_hurt(Case::lossy(harness).await, &faults, 2).await
 }
 
 /// An answer that did not come says nothing; only these two may be said of a write without one.
@@ -101,7 +82,7 @@ fn unknown_or_done<T: std::fmt::Debug>(what: &str, answer: Result<T, DcsError>) 
 /// Proves DCS-024, DCS-025: applied, but nobody said so.
 pub async fn a_late_acquire_is_found_by_reading_again(harness: &dyn Harness) -> Outcome {
     let case = Case::lossy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     latest(&*a).await;
     a.write_member(&crate::MemberData::default(), soon()).await.expect("a healthy store");
     case.store.inflict(Fault::HoldAnswers).await?;
@@ -125,7 +106,7 @@ pub async fn a_late_acquire_is_found_by_reading_again(harness: &dyn Harness) -> 
 /// Proves DCS-024, DCS-025 for a compare-and-set.
 pub async fn a_late_compare_and_set_is_found_by_reading_again(harness: &dyn Harness) -> Outcome {
     let case = Case::lossy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let sync = |n| Sync { leader: Some("a".into()), quorum: n, voters: Vec::new() };
     let first = a.write_sync(&sync(1), Expect::Absent, soon()).await.expect("absent");
     case.store.inflict(Fault::HoldAnswers).await?;
@@ -146,7 +127,7 @@ pub async fn a_late_compare_and_set_is_found_by_reading_again(harness: &dyn Harn
 /// Proves section 1 rule 2 of docs/spec/crates.md: "failed" while paused, applied after it.
 pub async fn a_write_while_paused_is_found_by_reading_again(harness: &dyn Harness) -> Outcome {
     let case = Case::faulty(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     let old = Status { optime: Lsn(1), ..Status::default() };
     a.write_status(&old, soon()).await.expect("a healthy store");
@@ -173,7 +154,7 @@ pub async fn a_write_while_paused_is_found_by_reading_again(harness: &dyn Harnes
 /// within the same call the outcome is found out.
 pub async fn a_lost_answer_is_no_lost_lock(harness: &dyn Harness) -> Outcome {
     let case = Case::lossy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.write_member(&crate::MemberData::default(), soon()).await.expect("a healthy store");
     for round in 0..5_u64 {
         let cut = || Fault::CutAnswer(u32::try_from(round).unwrap_or(0));
@@ -205,7 +186,7 @@ pub async fn a_lost_answer_is_no_lost_lock(harness: &dyn Harness) -> Outcome {
 /// second winner nor hides the first.
 pub async fn a_lost_answer_is_no_second_bootstrap(harness: &dyn Harness) -> Outcome {
     let case = Case::lossy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     for round in 0..6 {
         case.store.inflict(Fault::CutAnswer(round)).await?;
         let (first, second) = tokio::join!(
@@ -223,7 +204,7 @@ pub async fn a_lost_answer_is_no_second_bootstrap(harness: &dyn Harness) -> Outc
 /// as many connections as it takes) and DCS-030.
 pub async fn a_lost_answer_costs_no_record(harness: &dyn Harness) -> Outcome {
     let case = Case::lossy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     for round in 0..2_u32 {
         for what in [
@@ -274,7 +255,7 @@ pub async fn a_lost_answer_is_no_half_view(harness: &dyn Harness) -> Outcome {
 /// Proves DCS-T4 (cut in one direction: from the agent to the store) and DCS-024.
 pub async fn requests_that_do_not_arrive_change_nothing(harness: &dyn Harness) -> Outcome {
     let case = Case::lossy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     latest(&*b).await;
     case.store.inflict(Fault::HoldRequests).await?;
@@ -295,7 +276,7 @@ pub async fn requests_that_do_not_arrive_change_nothing(harness: &dyn Harness) -
 /// nothing is lost by it.
 pub async fn slow_answers_cost_time_only(harness: &dyn Harness) -> Outcome {
     let case = Case::lossy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;
@@ -322,10 +303,8 @@ pub async fn slow_answers_cost_time_only(harness: &dyn Harness) -> Outcome {
 /// Proves DCS-T8 (rights withdrawn while running), DCS-036 and DCS-041: who may not look learns
 /// nothing about the lock: it is neither lost nor free, and the cluster is not empty.
 pub async fn withdrawn_rights_are_no_lost_lock(harness: &dyn Harness) -> Outcome {
-    let quick = harness.quick();
-    let timing = crate::Timing { ttl: quick.ttl.max(15), loop_wait: 1, retry_timeout: 3 };
-    let case = Case { store: harness.fresh(super::Needs::Rights).await, timing };
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let case = Case::with_rights(harness).await;
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     a.write_member(&crate::MemberData::default(), soon()).await.expect("a healthy store");
     b.write_initialize("7711467298858918990", Expect::Absent, soon()).await.expect("absent");

@@ -49,7 +49,7 @@ pub async fn one_of_32_contenders_wins(harness: &dyn Harness) -> Outcome {
 /// Proves DCS-003, DCS-086 (a renewal is no change): the lock outlives three leases.
 pub async fn renewal_keeps_the_lock_and_wakes_nobody(harness: &dyn Harness) -> Outcome {
     let case = Case::quick(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;
@@ -70,7 +70,7 @@ pub async fn renewal_keeps_the_lock_and_wakes_nobody(harness: &dyn Harness) -> O
 /// stays.
 pub async fn only_the_owner_renews_and_releases(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     let by_a = Err(DcsError::NotOwner { holder: Some(MemberName::from("a")) });
     assert_eq!(b.renew_leader(soon()).await, by_a);
@@ -89,7 +89,7 @@ pub async fn only_the_owner_renews_and_releases(harness: &dyn Harness) -> Outcom
 /// Proves DCS-T2: not before the ttl, not later than the ttl and the store's slack.
 pub async fn an_abandoned_lock_is_free_after_ttl(harness: &dyn Harness) -> Outcome {
     let case = Case::quick(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let asked = boottime();
     a.acquire_leader(soon()).await.expect("a free lock");
     let answered = boottime();
@@ -114,7 +114,7 @@ pub async fn an_abandoned_lock_is_free_after_ttl(harness: &dyn Harness) -> Outco
 /// lock beyond the lease of its former life.
 pub async fn a_restarted_owner_renews_on_its_new_lease(harness: &dyn Harness) -> Outcome {
     let case = Case::quick(harness).await;
-    let (first, b) = (case.member("a").await, case.member("b").await);
+    let (first, b) = case.pair().await;
     first.acquire_leader(soon()).await.expect("a free lock");
     drop(first);
     let second = case.member("a").await;
@@ -132,7 +132,7 @@ pub async fn a_restarted_owner_renews_on_its_new_lease(harness: &dyn Harness) ->
 /// Proves DCS-T13 (second half), DCS-004: who sees the lock free sees the last status.
 pub async fn release_shows_the_status_before_the_delete(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     for n in 1..=10 {
         a.acquire_leader(soon()).await.expect("a free lock");
         let status = Status { optime: Lsn(1000 + n), ..Status::default() };
@@ -154,7 +154,7 @@ pub async fn release_shows_the_status_before_the_delete(harness: &dyn Harness) -
 /// Proves DCS-T13 (first half).
 pub async fn a_pending_acquire_wins_after_a_release(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     assert_not_owner("held", b.acquire_leader(soon()).await);
     let status = Status { optime: Lsn(77), ..Status::default() };
@@ -180,7 +180,7 @@ pub async fn take_leader_overrides(harness: &dyn Harness) -> Outcome {
 /// Proves DCS-T3 (nobody took it), DCS-035.
 pub async fn a_lost_lease_is_replaced_if_nobody_took_the_lock(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let data = MemberData { conn_url: Some("postgres://h:1/x".into()), ..MemberData::default() };
     a.acquire_leader(soon()).await.expect("a free lock");
     a.write_member(&data, soon()).await.expect("a healthy store");
@@ -197,7 +197,7 @@ pub async fn a_lost_lease_is_replaced_if_nobody_took_the_lock(harness: &dyn Harn
 /// Proves DCS-T3 (somebody took it): never two owners.
 pub async fn a_lost_lease_loses_the_lock_to_who_took_it(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     case.store.inflict(Fault::LoseLease("a".into())).await?;
     until("the key goes with its lease", 5_000, || async { b.acquire_leader(soon()).await.ok() })
@@ -215,7 +215,7 @@ pub async fn a_lost_lease_loses_the_lock_to_who_took_it(harness: &dyn Harness) -
 /// Proves DCS-T7, DCS-019: the lock is never free, and the new length counts.
 pub async fn a_new_ttl_keeps_the_lock(harness: &dyn Harness) -> Outcome {
     let case = Case::quick(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     a.set_timing(Timing { ttl: case.timing.ttl * 3 + 4, ..case.timing });
     a.renew_leader(soon()).await.expect("the same lock on a longer lease");
@@ -236,7 +236,7 @@ pub async fn a_new_ttl_keeps_the_lock(harness: &dyn Harness) -> Outcome {
 /// Proves what the contract says of a dropped future.
 pub async fn dropped_calls_leave_a_working_handle(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     for n in 0..30_u64 {
         let short = Duration::from_micros(100 * n);
         let _ = tokio::time::timeout(short, a.acquire_leader(soon())).await;

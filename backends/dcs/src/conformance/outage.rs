@@ -54,7 +54,7 @@ async fn the_lock_is_whole(a: &dyn Dcs, b: &dyn Dcs) {
 /// Proves DCS-T4 (SIGSTOP), DCS-301, INV-31.
 pub async fn a_paused_store_is_unreachable(harness: &dyn Harness) -> Outcome {
     let case = Case::faulty(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     latest(&*b).await;
     case.store.inflict(Fault::PauseAll).await?;
@@ -67,7 +67,7 @@ pub async fn a_paused_store_is_unreachable(harness: &dyn Harness) -> Outcome {
 /// Proves DCS-T4 (refused), DCS-042, DCS-139 (no call waits beyond its deadline for a connection) and the store's own promise: what was acknowledged survives.
 pub async fn a_dead_store_is_unreachable_and_returns(harness: &dyn Harness) -> Outcome {
     let case = Case::faulty(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     let status = Status { optime: Lsn(55), ..Status::default() };
     a.write_status(&status, soon()).await.expect("a healthy store");
@@ -86,7 +86,7 @@ pub async fn a_dead_store_is_unreachable_and_returns(harness: &dyn Harness) -> O
 /// gives the lock to one of those who ask afterwards, and to another one only after that one's ttl.
 pub async fn a_pause_past_the_ttl_makes_no_second_owner(harness: &dyn Harness) -> Outcome {
     let case = Case { store: harness.fresh(super::Needs::Faults).await, timing: harness.quick() };
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     latest(&*b).await;
     case.store.inflict(Fault::PauseAll).await?;
@@ -129,7 +129,7 @@ pub async fn a_pause_past_the_ttl_makes_no_second_owner(harness: &dyn Harness) -
 /// Proves DCS-T4 (a partitioned minority) and DCS-047 (no quorum).
 pub async fn without_quorum_nothing_is_promised(harness: &dyn Harness) -> Outcome {
     let case = Case::faulty(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     latest(&*b).await;
     case.store.inflict(Fault::KillMajority).await?;
@@ -142,7 +142,7 @@ pub async fn without_quorum_nothing_is_promised(harness: &dyn Harness) -> Outcom
 /// Proves DCS-301 for deadlines that cannot be met.
 pub async fn a_short_deadline_is_kept(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     for ms in [0, 1, 5, 0, 1, 5] {
         let by = Deadline::in_ms(ms);
         let never_lost = |answer: Result<(), DcsError>| {

@@ -136,7 +136,7 @@ fn version_of(view: &ClusterView, what: &str) -> Option<Version> {
 /// Proves DCS-T6, DCS-012, DCS-013, DCS-014, DCS-015, DCS-320, INV-25.
 pub async fn compare_and_set_compares(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     for what in ["config", "failover", "sync"] {
         for absent in [Version(0), Version(1)] {
             let answer = set(&*a, what, 1, Expect::Version(absent)).await;
@@ -221,7 +221,7 @@ pub async fn one_of_many_writers_wins_a_version(harness: &dyn Harness) -> Outcom
 /// Proves DCS-T12, DCS-051 … DCS-059.
 pub async fn garbage_costs_nobody_the_view(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     for key in ["config", "status", "sync", "failover", "history", "failsafe", "members/bad"] {
         case.store.put_raw(key, "{ not: json \u{1F418}").await?;
     }
@@ -282,7 +282,7 @@ pub async fn a_watched_view_has_my_own_writes(harness: &dyn Harness) -> Outcome 
 
 pub async fn a_watched_view_follows_the_others(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     for n in 1..6_u64 {
         a.write_status(&Status { optime: Lsn(n), ..Status::default() }, soon()).await.expect("up");
         until("the watched view has another's write", 2_000, || async {
@@ -305,7 +305,7 @@ pub async fn a_watched_view_follows_the_others(harness: &dyn Harness) -> Outcome
 /// the watch has delivered by then.
 pub async fn what_refused_me_is_seen(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let seen = || async { b.load(Freshness::Watched, soon()).await.expect("a healthy store") };
     let first = set(&*a, "sync", 0, Expect::Absent).await.expect("absent");
     seen().await;
@@ -341,7 +341,7 @@ pub async fn delete_cluster_leaves_nothing(harness: &dyn Harness) -> Outcome {
 pub async fn a_member_record_lives_on_the_lease(harness: &dyn Harness) -> Outcome {
     let mut case = Case::quick(harness).await;
     case.timing = Timing { loop_wait: 1, ..case.timing };
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let data = MemberData::parse(MEMBER);
     let there = || async { latest(&*b).await.member(&"a".into()).is_some() };
     let end = crate::Deadline::in_ms(2 * case.gone_ms());

@@ -106,7 +106,7 @@ pub(super) async fn standing(writer: &dyn Dcs, wakes: &mut Wakes) {
 /// record one must be that fast, all must come.
 pub async fn every_record_wakes(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;
     for what in [
@@ -145,7 +145,7 @@ pub async fn every_record_wakes(harness: &dyn Harness) -> Outcome {
 /// Proves DCS-009, DCS-010, DCS-011: an idle cluster writes nothing.
 pub async fn equal_values_are_not_written(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;
     let records = [Change::Member("a".into()), Change::Status, Change::Failsafe];
@@ -186,7 +186,7 @@ pub async fn every_stream_of_a_handle_wakes(harness: &dyn Harness) -> Outcome {
 /// Proves HA-300 (a deleted leader key starts a turn at once) for an owner that died.
 pub async fn an_expired_lock_wakes(harness: &dyn Harness) -> Outcome {
     let case = Case::quick(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let mut wakes = b.watch();
     standing(&*b, &mut wakes).await;
     a.acquire_leader(soon()).await.expect("a free lock");
@@ -201,7 +201,7 @@ pub async fn an_expired_lock_wakes(harness: &dyn Harness) -> Outcome {
 /// Proves DCS-210 as it is here: who sees no leader, and who leads, wait for events like everybody else.
 pub async fn everybody_is_woken_whoever_leads(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let mut of_b = b.watch();
     standing(&*a, &mut of_b).await;
     a.acquire_leader(soon()).await.expect("a free lock");
@@ -218,7 +218,7 @@ pub async fn everybody_is_woken_whoever_leads(harness: &dyn Harness) -> Outcome 
 /// Proves the bound of the stream: at most 256 changes wait, and none is lost silently.
 pub async fn a_slow_reader_is_bounded(harness: &dyn Harness) -> Outcome {
     let case = Case::healthy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;
     for n in 0..400 {
@@ -241,7 +241,7 @@ pub async fn a_slow_reader_is_bounded(harness: &dyn Harness) -> Outcome {
 /// Proves DCS-T9 and DCS-138 (a lost connection wakes): the stream outlives its store, says so, and delivers again.
 pub async fn a_watch_survives_restarts(harness: &dyn Harness) -> Outcome {
     let case = Case::faulty(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;
     for _ in 0..2 {
@@ -260,7 +260,7 @@ pub async fn a_watch_survives_restarts(harness: &dyn Harness) -> Outcome {
 /// Proves DCS-T9 (compaction): what a watch would resume from is gone.
 pub async fn a_watch_survives_compaction(harness: &dyn Harness) -> Outcome {
     let case = Case::lossy(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;
     case.store.inflict(Fault::Compact).await?;
@@ -274,7 +274,7 @@ pub async fn a_watch_survives_compaction(harness: &dyn Harness) -> Outcome {
 /// the ttl by the watch itself, and what it showed is not believed any more.
 pub async fn a_silent_watch_is_not_believed(harness: &dyn Harness) -> Outcome {
     let case = Case::faulty(harness).await;
-    let (a, b) = (case.member("a").await, case.member("b").await);
+    let (a, b) = case.pair().await;
     a.acquire_leader(soon()).await.expect("a free lock");
     let mut wakes = b.watch();
     standing(&*a, &mut wakes).await;

@@ -52,6 +52,11 @@ impl<Id: Clone + PartialEq> Tenure<Id> {
         self.state().held.as_ref().map(|(id, _)| id.clone())
     }
 
+    /// The same, with the moment at which its last confirmed creation or renewal was sent.
+    pub fn held_since(&self) -> Option<(Id, Millis)> {
+        self.state().held.clone()
+    }
+
     /// The lease, if it was prolonged less than about one loop_wait ago. The tenth that is missing
     /// lets a loop that turns every loop_wait prolong it in each turn and never skip one.
     pub fn recently_kept(&self) -> Option<Id> {
@@ -113,6 +118,11 @@ mod tests {
         assert_eq!((tenure.held(), tenure.recently_kept()), (Some(7), Some(7)));
         assert!(tenure.begin(7, 30, boottime().minus(4_600)));
         assert_eq!((tenure.held(), tenure.recently_kept()), (Some(7), None));
+        assert!(
+            tenure
+                .held_since()
+                .is_some_and(|(id, kept)| id == 7 && boottime().since(kept) >= 4_600)
+        );
         tenure.kept(&8, boottime());
         assert_eq!(tenure.recently_kept(), None, "another lease's answer");
         tenure.kept(&7, boottime());

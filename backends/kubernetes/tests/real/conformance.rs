@@ -1,9 +1,9 @@
 //! Proves DCS-T1 … DCS-T14 as far as the suite says, with Endpoints and ConfigMaps, one API server and
 //! three.
 
-use crate::harness::KubernetesHarness;
-use hathi_dcs::conformance::{Harness, run_some, table};
-use std::sync::Arc;
+use crate::harness::RealKubernetes;
+use hathi_dcs::conformance::servers::on;
+use hathi_dcs::conformance::{run_some, table};
 
 /// No member goes with a lease, and no record is bytes under a key.
 const NEVER: [&str; 2] =
@@ -16,10 +16,10 @@ const NEVER: [&str; 2] =
 /// found behind the service is killed or stands still, and nothing is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubernetes_with_endpoints() {
-    let harness: Arc<dyn Harness> = KubernetesHarness::new(1, true);
+    let harness = on(RealKubernetes { servers: 1, endpoints: true });
     let mut summary = run_some(harness, |name| !name.starts_with("faults::one_")).await;
     assert_eq!(summary.impossible(), NEVER);
-    let harness: Arc<dyn Harness> = KubernetesHarness::new(3, true);
+    let harness = on(RealKubernetes { servers: 3, endpoints: true });
     let of_three = run_some(harness, |name| name.starts_with("faults::one_")).await;
     assert_eq!(of_three.impossible(), [""; 0]);
     summary.passed.extend(of_three.passed);
@@ -30,7 +30,7 @@ async fn kubernetes_with_endpoints() {
 /// What does not depend on the servers, in the other layout.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubernetes_with_config_maps() {
-    let harness: Arc<dyn Harness> = KubernetesHarness::new(1, false);
+    let harness = on(RealKubernetes { servers: 1, endpoints: false });
     let healthy = |name: &str| {
         let faulty = ["survives", "second_bootstrap"].iter().any(|word| name.contains(word));
         !faulty && !name.starts_with("outage::") && !name.starts_with("faults::")

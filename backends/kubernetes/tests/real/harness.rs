@@ -1,16 +1,14 @@
 //! Real API servers as the suite wants them.
 
 use async_trait::async_trait;
-use hathi_dcs::conformance::servers::Patient;
-use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store};
+use hathi_dcs::conformance::servers::Kind;
+use hathi_dcs::conformance::{Cannot, Needs, Outcome};
 use hathi_dcs::{Dcs, MemberName, Scope, Timing};
 use hathi_kubernetes::{Access, Kubernetes as Backend, KubernetesConfig, open};
 use hathi_test_support::kubernetes::MEMBER;
 use hathi_test_support::{Kubernetes, KubernetesOptions};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use tokio::sync::{Mutex, OnceCell};
 
 pub const TIMING: Timing = Timing { ttl: 20, loop_wait: 1, retry_timeout: 3 };
 
@@ -44,108 +42,53 @@ pub fn member(
     open(config, Scope::new("service", scope), MemberName::from(me), TIMING)
 }
 
-pub struct KubernetesHarness {
-    servers: usize,
-    endpoints: bool,
-    healthy: OnceCell<Arc<Mutex<Kubernetes>>>,
-    scopes: AtomicU32,
-}
-
-impl KubernetesHarness {
-    pub fn new(servers: usize, endpoints: bool) -> Arc<Self> {
-        let scopes = AtomicU32::new(0);
-        Arc::new(Self { servers, endpoints, healthy: OnceCell::new(), scopes })
-    }
-
-    async fn start(&self, proxied: bool) -> Arc<Mutex<Kubernetes>> {
-        let options = KubernetesOptions { servers: self.servers, proxied };
-        Arc::new(Mutex::new(Kubernetes::start(options).await))
-    }
-}
-
-#[async_trait]
-impl Harness for KubernetesHarness {
-    fn label(&self) -> String {
-        let objects = if self.endpoints { "Endpoints" } else { "ConfigMaps" };
-        format!("Kubernetes 1.20, {objects}, {} API server(s)", self.servers)
-    }
-
-    async fn fresh(&self, needs: Needs) -> Box<dyn Store> {
-        let kubernetes = match needs {
-            Needs::Health => self.healthy.get_or_init(|| self.start(false)).await.clone(),
-            Needs::Faults | Needs::Rights => self.start(false).await,
-            Needs::LostAnswers => self.start(true).await,
-        };
-        // Every test has a Pod `a`.
-        let namespace = format!("test{}", self.scopes.fetch_add(1, Ordering::Relaxed));
-        let servers = kubernetes.lock().await;
-        servers.make_namespace(&namespace);
-        if let Needs::Rights = needs {
-            servers.write_token(MEMBER);
-            let objects = if self.endpoints { "endpoints" } else { "configmaps" };
-            let all = "create get list patch watch";
-            servers.allow(&namespace, &[(objects, all), ("pods", "list patch watch")]);
-        }
-        drop(servers);
-        let config = KubernetesConfig {
-            namespace,
-            use_endpoints: self.endpoints,
-            bypass_api_service: self.servers > 1,
-            ..config(&*kubernetes.lock().await)
-        };
-        let patient = Patient::new(kubernetes, [0, 1]);
-        Box::new(KubernetesStore { patient, config, servers: self.servers })
-    }
-
-    /// An API server is a heavy thing to start.
-    fn parallel(&self) -> usize {
-        (3 / self.servers).max(1)
-    }
+/// So many API servers, and where the records lie.
+#[derive(Clone)]
+pub struct RealKubernetes {
+    pub servers: usize,
+    pub endpoints: bool,
 }
 
 const SCOPE: &str = "batman";
 
-struct KubernetesStore {
-    patient: Patient<Kubernetes>,
-    config: KubernetesConfig,
-    servers: usize,
-}
-
-impl KubernetesStore {
+impl RealKubernetes {
     fn kind(&self) -> &'static str {
-        if self.config.use_endpoints { "endpoints" } else { "configmaps" }
+        if self.endpoints { "endpoints" } else { "configmaps" }
     }
 
     fn object(&self, suffix: &str) -> String {
-        match (suffix, self.config.use_endpoints) {
+        match (suffix, self.endpoints) {
             ("leader", true) => SCOPE.to_owned(),
             _ => format!("{SCOPE}-{suffix}"),
         }
     }
 
-    async fn api(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, String> {
-        let path = format!("/api/v1/namespaces/{}/{path}", self.config.namespace);
-        self.patient.servers.lock().await.api(method, &path, body)
-    }
-
-    async fn annotate(&self, suffix: &str, annotations: Value) {
+    fn annotate(
+        &self,
+        kubernetes: &Kubernetes,
+        namespace: &str,
+        suffix: &str,
+        annotations: &Value,
+    ) {
         let (kind, name) = (self.kind(), self.object(suffix));
         let body = json!({"metadata": {
             "name": name, "labels": labels(SCOPE), "annotations": annotations,
         }});
-        if self.api("PATCH", &format!("{kind}/{name}"), Some(&body)).await.is_err() {
-            self.api("POST", kind, Some(&body)).await.expect("a healthy API server");
+        let all = format!("/api/v1/namespaces/{namespace}/{kind}");
+        if kubernetes.api("PATCH", &format!("{all}/{name}"), Some(&body)).is_err() {
+            kubernetes.api("POST", &all, Some(&body)).expect("a healthy API server");
         }
     }
 }
 
+/// Every test has a Pod `a`: what differs between their clusters is the namespace.
 #[async_trait]
-impl Store for KubernetesStore {
-    async fn open(&self, me: &str, timing: Timing) -> Arc<dyn Dcs> {
-        let servers = self.patient.servers.lock().await;
-        servers.make_pod(&self.config.namespace, me, &labels(SCOPE));
-        drop(servers);
-        open(self.config.clone(), Scope::new("service", SCOPE), MemberName::from(me), timing)
+impl Kind for RealKubernetes {
+    type Servers = Kubernetes;
+
+    fn label(&self) -> String {
+        let objects = if self.endpoints { "Endpoints" } else { "ConfigMaps" };
+        format!("Kubernetes 1.20, {objects}, {} API server(s)", self.servers)
     }
 
     fn members(&self) -> usize {
@@ -156,6 +99,11 @@ impl Store for KubernetesStore {
         500
     }
 
+    /// An API server is a heavy thing to start.
+    fn parallel(&self) -> usize {
+        (3 / self.servers).max(1)
+    }
+
     fn equal_bytes_are_a_write(&self) -> bool {
         false
     }
@@ -164,68 +112,85 @@ impl Store for KubernetesStore {
         Err(Cannot("its members are Pods, which stay as long as somebody keeps them"))
     }
 
-    async fn raw(&self, _key: &str) -> Result<Option<Vec<u8>>, Cannot> {
+    async fn start(&self, needs: Needs) -> Kubernetes {
+        let proxied = needs == Needs::LostAnswers;
+        Kubernetes::start(KubernetesOptions { servers: self.servers, proxied }).await
+    }
+
+    async fn begin(&self, kubernetes: &Kubernetes, namespace: &str, needs: Needs) {
+        kubernetes.make_namespace(namespace);
+        if needs == Needs::Rights {
+            kubernetes.write_token(MEMBER);
+            let all = "create get list patch watch";
+            kubernetes.allow(namespace, &[(self.kind(), all), ("pods", "list patch watch")]);
+        }
+    }
+
+    fn open(
+        &self,
+        kubernetes: &Kubernetes,
+        namespace: &str,
+        me: MemberName,
+        timing: Timing,
+    ) -> Arc<dyn Dcs> {
+        kubernetes.make_pod(namespace, me.as_str(), &labels(SCOPE));
+        let config = KubernetesConfig {
+            namespace: namespace.to_owned(),
+            use_endpoints: self.endpoints,
+            bypass_api_service: self.servers > 1,
+            ..config(kubernetes)
+        };
+        open(config, Scope::new("service", SCOPE), me, timing)
+    }
+
+    async fn raw(
+        &self,
+        _kubernetes: &Kubernetes,
+        _namespace: &str,
+        _key: &str,
+    ) -> Result<Option<Vec<u8>>, Cannot> {
         Err(Cannot("its records are annotations: tests/real/layout.rs compares them"))
     }
 
-    async fn put_raw(&self, key: &str, value: &str) -> Outcome {
-        match key {
-            "leader" => self.annotate("leader", json!({"leader": value, "ttl": "30"})).await,
-            "status" => self.annotate("leader", json!({"optime": value, "slots": value})).await,
-            "failsafe" => self.annotate("leader", json!({"failsafe": value})).await,
-            "sync" => self.annotate("sync", json!({"quorum": value})).await,
-            "failover" => self.annotate("failover", json!({"scheduled_at": value})).await,
-            "config" | "history" | "initialize" => {
-                self.annotate("config", json!({key: value})).await;
-            }
+    async fn put_raw(&self, kubernetes: &Kubernetes, namespace: &str, key: &str, value: &str) {
+        let (suffix, annotations) = match key {
+            "leader" => ("leader", json!({"leader": value, "ttl": "30"})),
+            "status" => ("leader", json!({"optime": value, "slots": value})),
+            "failsafe" => ("leader", json!({"failsafe": value})),
+            "sync" => ("sync", json!({"quorum": value})),
+            "failover" => ("failover", json!({"scheduled_at": value})),
+            "config" | "history" | "initialize" => ("config", json!({key: value})),
             _ => match key.strip_prefix("members/") {
                 Some(name) if !name.contains('/') => {
-                    let servers = self.patient.servers.lock().await;
-                    servers.make_pod(&self.config.namespace, name, &labels(SCOPE));
-                    drop(servers);
+                    kubernetes.make_pod(namespace, name, &labels(SCOPE));
                     let body = json!({"metadata": {"annotations": {"status": value}}});
-                    let path = format!("pods/{name}");
-                    self.api("PATCH", &path, Some(&body)).await.expect("a healthy API server");
+                    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
+                    kubernetes.api("PATCH", &path, Some(&body)).expect("a healthy API server");
+                    return;
                 }
                 // No Pod can have such a name; a stranger's object is none of ours.
-                _ => self.annotate("strange", json!({"unknown": value})).await,
+                _ => ("strange", json!({"unknown": value})),
             },
-        }
-        Ok(())
+        };
+        self.annotate(kubernetes, namespace, suffix, &annotations);
     }
 
-    async fn inflict(&self, fault: Fault) -> Outcome {
-        match &fault {
-            // What a controller does that finds no Service to these Endpoints.
-            Fault::LoseLease(_) => {
-                let path = format!("{}/{}", self.kind(), self.object("leader"));
-                self.api("DELETE", &path, None).await.expect("a healthy API server");
-                return Ok(());
-            }
-            Fault::Compact => {
-                let servers = self.patient.servers.lock().await;
-                servers.forget_history();
-                servers.proxies().for_each(|proxy| proxy.cut_all());
-                return Ok(());
-            }
-            Fault::Forbid => {
-                self.patient.servers.lock().await.unbind(&self.config.namespace);
-                return Ok(());
-            }
-            Fault::Permit => {
-                self.patient.servers.lock().await.bind(&self.config.namespace);
-                return Ok(());
-            }
-            // The API servers go on, and have nobody behind them.
-            Fault::KillMajority => {
-                self.patient.servers.lock().await.etcd.kill_all();
-                return Ok(());
-            }
-            Fault::PauseAll => self.patient.servers.lock().await.etcd.pause(),
-            Fault::ResumeAll => self.patient.servers.lock().await.etcd.resume(),
-            Fault::KillAll => self.patient.servers.lock().await.etcd.kill_all(),
-            _ => {}
-        }
-        self.patient.inflict(&fault).await.expect("every other fault is one of servers")
+    /// What a controller does that finds no Service to these Endpoints.
+    async fn lose_lease(&self, kubernetes: &Kubernetes, namespace: &str, [leader, _]: [&str; 2]) {
+        let (kind, name) = (self.kind(), self.object(leader));
+        let path = format!("/api/v1/namespaces/{namespace}/{kind}/{name}");
+        kubernetes.api("DELETE", &path, None).expect("a healthy API server");
+    }
+
+    async fn forbid(&self, kubernetes: &Kubernetes, namespace: &str) {
+        kubernetes.unbind(namespace);
+    }
+
+    async fn permit(&self, kubernetes: &Kubernetes, namespace: &str) {
+        kubernetes.bind(namespace);
+    }
+
+    async fn compact(&self, kubernetes: &Kubernetes) {
+        kubernetes.forget_history();
     }
 }

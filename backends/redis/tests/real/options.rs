@@ -1,8 +1,9 @@
 //! Passwords and certificates.
 
 use crate::harness::{TIMING, backend, config};
+use hathi_dcs::conformance::certificates::{Shown, both_sides_are_looked_at};
 use hathi_dcs::conformance::soon;
-use hathi_dcs::{Dcs, DcsError, Deadline, Freshness, MemberData};
+use hathi_dcs::{Dcs, DcsError, Freshness, MemberData};
 use hathi_redis::{RedisConfig, Tls};
 use hathi_test_support::{Redis, RedisOptions};
 
@@ -31,26 +32,11 @@ async fn both_sides_show_certificates() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let redis = Redis::start(RedisOptions { tls: true, ..RedisOptions::default() }).await;
     let certs = redis.certs.as_ref().expect("made with it");
-    let whole = Tls {
-        cacert: Some(certs.ca.clone()),
-        cert: Some(certs.cert.clone()),
-        key: Some(certs.key.clone()),
-    };
-    let with = |tls: Tls| RedisConfig { tls: Some(tls), ..config(&redis) };
-    let me = backend(with(whole.clone()), "a", TIMING);
-    me.write_member(&MemberData::default(), soon()).await.expect("both are known");
-    let short = || Deadline::in_ms(1_500);
-    for (what, wrong) in [
-        ("an unknown authority", Tls { cacert: None, ..whole.clone() }),
-        ("no certificate of ours", Tls { cert: None, key: None, ..whole.clone() }),
-    ] {
-        let answer = backend(with(wrong), "b", TIMING).load(Freshness::Latest, short()).await;
-        assert!(matches!(answer, Err(DcsError::Unreachable { .. })), "{what}: {answer:?}");
-    }
-    let missing = Tls { cacert: Some("/nowhere/ca.pem".into()), ..whole };
-    let answer = backend(with(missing), "c", TIMING).load(Freshness::Latest, short()).await;
-    let Err(DcsError::NotRetriable { why, .. }) = answer else { panic!("{answer:?}") };
-    assert!(why.contains("/nowhere/ca.pem"), "{why}");
+    both_sides_are_looked_at(certs, |Shown { cacert, cert, key }| {
+        let tls = Some(Tls { cacert, cert, key });
+        backend(RedisConfig { tls, ..config(&redis) }, "a", TIMING)
+    })
+    .await;
 }
 
 /// Proves DCS-206: a server that may throw the lock away is not used, and says what to change.

@@ -1,14 +1,12 @@
 //! Real ZooKeeper as the suite wants it.
 
 use async_trait::async_trait;
-use hathi_dcs::conformance::servers::Patient;
-use hathi_dcs::conformance::{Cannot, Fault, Harness, Needs, Outcome, Store};
+use hathi_dcs::conformance::servers::Kind;
+use hathi_dcs::conformance::{Cannot, Needs};
 use hathi_dcs::{Dcs, MemberName, Scope, Timing};
 use hathi_test_support::{ZooKeeper, ZooKeeperOptions};
 use hathi_zookeeper::{ZooKeeper as Backend, ZooKeeperConfig, open};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use tokio::sync::{Mutex, OnceCell};
 use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Error, Permission};
 
 pub fn config(zookeeper: &ZooKeeper) -> ZooKeeperConfig {
@@ -26,137 +24,107 @@ pub async fn client(zookeeper: &ZooKeeper) -> Client {
 
 pub const TIMING: Timing = Timing { ttl: 20, loop_wait: 1, retry_timeout: 3 };
 
-pub struct ZooKeeperHarness {
-    members: usize,
-    healthy: OnceCell<Arc<Mutex<ZooKeeper>>>,
-    scopes: AtomicU32,
+/// So many servers.
+#[derive(Clone)]
+pub struct RealZooKeeper(pub usize);
+
+fn path(scope: &str, key: &str) -> String {
+    format!("/service/{scope}/{key}")
 }
 
-impl ZooKeeperHarness {
-    pub fn new(members: usize) -> Arc<Self> {
-        Arc::new(Self { members, healthy: OnceCell::new(), scopes: AtomicU32::new(0) })
-    }
-
-    async fn start(&self, proxied: bool) -> Arc<Mutex<ZooKeeper>> {
-        let options = ZooKeeperOptions { proxied, ..ZooKeeperOptions::new(self.members) };
-        Arc::new(Mutex::new(ZooKeeper::start(options).await))
-    }
+/// The session that this node hangs on.
+async fn owner(client: &Client, path: &str) -> Option<i64> {
+    let found = client.check_stat(path).await.expect("a healthy ZooKeeper");
+    found.map(|stat| stat.ephemeral_owner).filter(|owner| *owner != 0)
 }
 
-#[async_trait]
-impl Harness for ZooKeeperHarness {
-    fn label(&self) -> String {
-        format!("ZooKeeper 3.8, {} server(s)", self.members)
-    }
-
-    async fn fresh(&self, needs: Needs) -> Box<dyn Store> {
-        let zookeeper = match needs {
-            Needs::Health => self.healthy.get_or_init(|| self.start(false)).await.clone(),
-            Needs::Faults | Needs::Rights => self.start(false).await,
-            Needs::LostAnswers => self.start(true).await,
-        };
-        // A name that is the beginning of another one's must not matter.
-        let scope = format!("batman{}", self.scopes.fetch_add(1, Ordering::Relaxed));
-        let config = config(&*zookeeper.lock().await);
-        // The handles choose their servers by chance.
-        let patient = Patient::new(zookeeper, [0, 1]);
-        Box::new(ZooKeeperStore { patient, config, scope, members: self.members })
-    }
-}
-
-struct ZooKeeperStore {
-    patient: Patient<ZooKeeper>,
-    config: ZooKeeperConfig,
-    scope: String,
-    members: usize,
-}
-
-impl ZooKeeperStore {
-    /// Every node of the cluster, by one who has a name.
-    async fn belongs_to(&self, whom: AuthId) {
-        let access = [Acl::new(Permission::ALL, whom)];
-        let hosts = self.patient.servers.lock().await.plain_hosts().join(",");
-        let connector = Client::connector().with_auth("digest", b"owner:secret");
-        let owner = connector.connect(&hosts).await.expect("a healthy ZooKeeper");
-        let mut left = vec![self.path("").trim_end_matches('/').to_owned()];
-        while let Some(path) = left.pop() {
-            match owner.list_children(&path).await {
-                Ok(names) => left.extend(names.iter().map(|name| format!("{path}/{name}"))),
-                Err(Error::NoNode) => continue,
-                Err(error) => panic!("{path}: {error}"),
-            }
-            owner.set_acl(&path, &access, None).await.expect("a healthy ZooKeeper");
+/// Gives every node of the cluster away, as one who has a name.
+async fn belongs_to(zookeeper: &ZooKeeper, scope: &str, whom: AuthId) {
+    let access = [Acl::new(Permission::ALL, whom)];
+    let connector = Client::connector().with_auth("digest", b"owner:secret");
+    let owner = connector.connect(&zookeeper.plain_hosts().join(",")).await;
+    let owner = owner.expect("a healthy ZooKeeper");
+    let mut left = vec![format!("/service/{scope}")];
+    while let Some(path) = left.pop() {
+        match owner.list_children(&path).await {
+            Ok(names) => left.extend(names.iter().map(|name| format!("{path}/{name}"))),
+            Err(Error::NoNode) => continue,
+            Err(error) => panic!("{path}: {error}"),
         }
-    }
-
-    fn path(&self, key: &str) -> String {
-        format!("/service/{}/{key}", self.scope)
-    }
-
-    async fn client(&self) -> Client {
-        client(&*self.patient.servers.lock().await).await
-    }
-
-    async fn owner(&self, client: &Client, key: &str) -> Option<i64> {
-        let found = client.check_stat(&self.path(key)).await.expect("a healthy ZooKeeper");
-        found.map(|stat| stat.ephemeral_owner).filter(|owner| *owner != 0)
+        owner.set_acl(&path, &access, None).await.expect("a healthy ZooKeeper");
     }
 }
 
 #[async_trait]
-impl Store for ZooKeeperStore {
-    async fn open(&self, me: &str, timing: Timing) -> Arc<dyn Dcs> {
-        let scope = Scope::new("service", &self.scope);
-        open(self.config.clone(), scope, MemberName::from(me), timing)
+impl Kind for RealZooKeeper {
+    type Servers = ZooKeeper;
+
+    fn label(&self) -> String {
+        format!("ZooKeeper 3.8, {} server(s)", self.0)
     }
 
     fn members(&self) -> usize {
-        self.members
+        self.0
     }
 
     fn slack_ms(&self) -> u64 {
         1_000
     }
 
-    async fn raw(&self, key: &str) -> Result<Option<Vec<u8>>, Cannot> {
-        match self.client().await.get_data(&self.path(key)).await {
+    fn parallel(&self) -> usize {
+        4
+    }
+
+    async fn start(&self, needs: Needs) -> ZooKeeper {
+        let proxied = needs == Needs::LostAnswers;
+        ZooKeeper::start(ZooKeeperOptions { proxied, ..ZooKeeperOptions::new(self.0) }).await
+    }
+
+    fn open(
+        &self,
+        zookeeper: &ZooKeeper,
+        scope: &str,
+        me: MemberName,
+        timing: Timing,
+    ) -> Arc<dyn Dcs> {
+        open(config(zookeeper), Scope::new("service", scope), me, timing)
+    }
+
+    async fn raw(
+        &self,
+        zookeeper: &ZooKeeper,
+        scope: &str,
+        key: &str,
+    ) -> Result<Option<Vec<u8>>, Cannot> {
+        match client(zookeeper).await.get_data(&path(scope, key)).await {
             Ok((data, _)) => Ok(Some(data)),
             Err(Error::NoNode) => Ok(None),
             Err(error) => panic!("a healthy ZooKeeper: {error}"),
         }
     }
 
-    async fn put_raw(&self, key: &str, value: &str) -> Outcome {
-        let (client, path) = (self.client().await, self.path(key));
+    async fn put_raw(&self, zookeeper: &ZooKeeper, scope: &str, key: &str, value: &str) {
+        let (client, path) = (client(zookeeper).await, path(scope, key));
         let persistent = CreateMode::Persistent.with_acls(Acls::anyone_all());
         client.mkdir(&path, &persistent).await.expect("a healthy ZooKeeper");
         client.set_data(&path, value.as_bytes(), None).await.expect("a healthy ZooKeeper");
-        Ok(())
     }
 
-    async fn inflict(&self, fault: Fault) -> Outcome {
-        if let Some(outcome) = self.patient.inflict(&fault).await {
-            return outcome;
-        }
-        match fault {
-            Fault::LoseLease(name) => {
-                let client = self.client().await;
-                let leader = self.owner(&client, "leader").await;
-                let owner = match leader {
-                    Some(owner) => owner,
-                    None => {
-                        let member = self.owner(&client, &format!("members/{name}")).await;
-                        member.expect("the member has a session")
-                    }
-                };
-                let servers = self.patient.servers.lock().await;
-                servers.end_session(owner).await.expect("a healthy ZooKeeper");
-            }
-            Fault::Forbid => self.belongs_to(AuthId::authed()).await,
-            Fault::Permit => self.belongs_to(AuthId::anyone()).await,
-            // A watch here resumes from nothing; what is left of the fault is the cut.
-            _ => self.patient.servers.lock().await.proxies().for_each(|proxy| proxy.cut_all()),
-        }
-        Ok(())
+    async fn lose_lease(&self, zookeeper: &ZooKeeper, scope: &str, keys: [&str; 2]) {
+        let client = client(zookeeper).await;
+        let [first, second] = keys.map(|key| path(scope, key));
+        let session = match owner(&client, &first).await {
+            Some(session) => session,
+            None => owner(&client, &second).await.expect("the member has a session"),
+        };
+        zookeeper.end_session(session).await.expect("a healthy ZooKeeper");
+    }
+
+    async fn forbid(&self, zookeeper: &ZooKeeper, scope: &str) {
+        belongs_to(zookeeper, scope, AuthId::authed()).await;
+    }
+
+    async fn permit(&self, zookeeper: &ZooKeeper, scope: &str) {
+        belongs_to(zookeeper, scope, AuthId::anyone()).await;
     }
 }
