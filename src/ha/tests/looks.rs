@@ -110,7 +110,8 @@ fn has_data(script: &mut Script) {
 #[test]
 fn what_cannot_be_taken_back_is_done_on_a_young_look() {
     type Change = fn(&mut Script);
-    let table: Vec<(&str, fn() -> Scene, Kind, &str, Change)> = vec![
+    type Row = (&'static str, fn() -> Scene, Kind, &'static str, Change);
+    let table: Vec<Row> = vec![
         ("a promotion", promotes, Kind::Promote, "watchdog on", is_silent),
         ("the leadership lost", promotes, Kind::Promote, "watchdog on", led_by_c),
         ("a start as a primary", Scene::crashed_leader, Kind::StartAsPrimary, "renew", is_up),
@@ -120,12 +121,12 @@ fn what_cannot_be_taken_back_is_done_on_a_young_look() {
         ("a copy into what is not empty", empty, Kind::Clone, "load", has_data),
     ];
     for (what, scene, wanted, slow, change) in table {
-        let mut scene_ = scene().set(|script| drop(script.takes.insert(slow, YOUNG)));
+        let mut scene_ = scene().takes(slow, YOUNG);
         scene_.looks();
         assert_eq!(kind(&scene_.turn()), Some(wanted), "{what}: young");
         let (_, young) = scene_.looks();
 
-        let mut scene_ = scene().set(|script| drop(script.takes.insert(slow, OLD)));
+        let mut scene_ = scene().takes(slow, OLD);
         scene_.looks();
         let came = scene_.turn();
         assert_eq!(kind(&came), Some(wanted), "{what}: old, and nothing changed: {came:?}");
@@ -149,14 +150,14 @@ fn what_cannot_be_taken_back_is_done_on_a_young_look() {
 /// Proves HA-325 (the removal of data).
 #[test]
 fn data_is_removed_on_a_young_look() {
-    let slow = || reinitializes().set(|script| drop(script.takes.insert("asked", OLD)));
+    let slow = || reinitializes().takes("asked", OLD);
     let check = |scene: Scene| scene.remember(|memory| memory.rewind = Rewind::Check);
     let came = check(slow()).turn();
     assert!(
         matches!(came.task, Some(Task::Reinitialize { why: Renewal::Diverged, .. })),
         "{came:?}"
     );
-    let came = check(slow()).set(|script| drop(script.meanwhile.insert("asked", led_by_c))).turn();
+    let came = check(slow()).meanwhile("asked", led_by_c).turn();
     assert!(came.task.is_none() && came.fired("HA-325"), "{came:?}");
 }
 
@@ -248,7 +249,7 @@ fn a_key_that_comes_back_late_is_given_up() {
         let (ports, by) = (scene.ports(), hathi_dcs::Deadline(scene.now().plus(1_000)));
         futures::executor::block_on(scene.lease().release(&ports, None, by)).unwrap();
         // The release that is to come is heard.
-        scene.set(|script| drop(script.meanwhile.insert("release", led_by_c)))
+        scene.meanwhile("release", led_by_c)
     };
     let came = given_up().turn();
     assert!(came.fired("HA-326") && came.did("release") && !came.did("renew"), "{came:?}");

@@ -347,6 +347,20 @@ impl Scene {
         self
     }
 
+    /// What begins so takes so many milliseconds.
+    pub fn takes(self, what: &'static str, ms: u64) -> Self {
+        self.set(|script| {
+            script.takes.insert(what, ms);
+        })
+    }
+
+    /// What happens in the world while that is done for the first time.
+    pub fn meanwhile(self, what: &'static str, happens: fn(&mut Script)) -> Self {
+        self.set(|script| {
+            script.meanwhile.insert(what, happens);
+        })
+    }
+
     pub fn remember(mut self, change: impl FnOnce(&mut Memory)) -> Self {
         change(&mut self.memory);
         self
