@@ -82,6 +82,10 @@ pub enum Breakage {
     PromoteUnprepared,
     /// Promotes the leader of a standby cluster. (HA-110)
     StandbyClusterPromotes,
+    /// Does what cannot be taken back, however long ago it looked. (HA-325)
+    ActsOnOldLooks,
+    /// Keeps a leader key that came back after it was given up. (HA-326)
+    KeepsALateKey,
     /// Leaves the watchdog armed that a killed agent armed. (HA-179)
     WatchdogIsLeft,
 }

@@ -4,6 +4,7 @@ use crate::ha::backoff;
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::failsafe;
 use crate::ha::leader::{checkpoint_of_a_former_life, enforce_primary, is_dead};
+use crate::ha::look;
 use crate::ha::manual::{self, PROBE_MS};
 use crate::ha::ports::{Probe, Server};
 use crate::ha::race::{self, Demands, Myself, Unfit};
@@ -14,8 +15,9 @@ use crate::ha::sync::{self, active};
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
 use futures::stream::StreamExt;
-use hathi_dcs::{DcsError, Deadline, Failover, Lsn, MemberName, Timeline};
+use hathi_dcs::{ClusterView, DcsError, Deadline, Failover, Lsn, MemberName, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Section 8: nobody holds the lock and PostgreSQL runs here.
 pub async fn without_leader(turn: &mut Turn<'_>) -> Decided {
@@ -39,6 +41,9 @@ pub async fn without_leader(turn: &mut Turn<'_>) -> Decided {
 
 /// Asks for the key, and is the leader if it gets it. (HA-080, HA-081)
 pub async fn take_key(turn: &mut Turn<'_>) -> Decided {
+    if let Some(decided) = look::first(turn).await {
+        return decided;
+    }
     // From here on nothing is promised; and what was promised a moment ago is kept. (HA-103)
     if !turn.ports.promises.claim(turn.now()) {
         turn.because("HA-103", "a primary without store was promised that I do not race");
@@ -76,8 +81,7 @@ const STALE_MS: u64 = 100;
 /// Asking the others takes up to two seconds, in which somebody may have led and stopped again. The
 /// key alone does not show that, and what was written then would be lost. (INV-8, INV-17)
 async fn is_as_i_saw_it(turn: &mut Turn<'_>) -> bool {
-    let seen_at = turn.memory.view.as_ref().map_or(Default::default(), |(_, at)| *at);
-    if turn.now().since(seen_at) <= STALE_MS {
+    if turn.now().since(turn.looked.asked) <= STALE_MS {
         return true;
     }
     let before = turn.view.clone();
@@ -97,10 +101,19 @@ async fn won(turn: &mut Turn<'_>) -> Decided {
     turn.memory.sync.raced = bound.map(|sync| sync.version);
     turn.lock = turn.confirmed();
     // The answers of the race may have waited here for long, if this process or the store stood still.
-    if !turn.pg.is_primary && !turn.read_again().await {
+    let waited = turn.now().since(turn.looked.asked) > look::most_ms(turn.settings.timing);
+    if (waited || !turn.pg.is_primary) && !turn.read_again().await {
         let at = turn.now();
         return Decided::line("acquired the leader key, and the store cannot be read now")
             .again_at(at);
+    }
+    let went_on = |raced: &Arc<ClusterView>| raced.history != turn.view.history;
+    if turn.pg.is_primary && !turn.settings.pause && turn.memory.raced.as_ref().is_some_and(went_on)
+    {
+        turn.because("HA-325", "somebody led while this primary waited for the key");
+        turn.memory.rewind.ask();
+        let line = "demoting self: the cluster went on without me";
+        return Decided::task(line, Task::Demote(Demotion::Immediate));
     }
     if let Some(request) = turn.view.pending_failover().map(|stored| stored.value.clone()) {
         let by = turn.store_deadline();

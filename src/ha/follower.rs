@@ -1,6 +1,7 @@
 //! Somebody else leads. (HA-065, HA-125)
 
 use crate::ha::breakage::{Breakage, broken};
+use crate::ha::look;
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{FollowChange, Server, Upstream};
 use crate::ha::recovery::rewind_if_needed;
@@ -90,7 +91,9 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
                 // remote primary of another site may be away for long.
                 Server::Standby(standby) if !standby.streaming && !standby.from_archive => {
                     ask_again_while_it_does_not_stream(turn);
-                    if let Some(decided) = without_its_log(turn, &upstream, place.leader.as_ref()) {
+                    if let Some(decided) =
+                        without_its_log(turn, &upstream, place.leader.as_ref()).await
+                    {
                         return decided;
                     }
                     let soon = if upstream.remote { REMOTE_AWAY_MS } else { NOT_STREAMING_MS };
@@ -181,7 +184,7 @@ pub fn upstream(turn: &Turn<'_>, leader: &MemberName) -> Option<Upstream> {
 
 /// HA-316: it would ask for ever. An archive may still bring the log; else a new copy helps, which is made
 /// without asking only where that is wanted. (INV-20)
-fn without_its_log(
+async fn without_its_log(
     turn: &mut Turn<'_>,
     upstream: &Upstream,
     leader: Option<&MemberName>,
@@ -194,6 +197,9 @@ fn without_its_log(
     let source = leader.and_then(|leader| turn.upstream(leader));
     match source {
         Some(source) if turn.settings.reinitialize_without_log && !turn.settings.pause => {
+            if let Some(decided) = look::first(turn).await {
+                return Some(decided);
+            }
             turn.memory.log_is_gone = false;
             let task =
                 Task::Reinitialize { follow: source.clone(), source, why: Renewal::LogIsGone };

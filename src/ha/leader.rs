@@ -9,7 +9,7 @@ use crate::ha::settings::Settings;
 use crate::ha::sync::{self, promotion::Prepared};
 use crate::ha::task::{Demotion, Kind, Task, immediate, within};
 use crate::ha::turn::{Decided, Lock, Turn};
-use crate::ha::{failsafe, history, lineage, request, slots, standby};
+use crate::ha::{failsafe, history, lineage, look, request, slots, standby};
 use hathi_dcs::{Deadline, Lsn, MemberName, Role, Timeline};
 
 /// The store says that the lock is gone, with or without a new owner. (HA-063)
@@ -220,6 +220,10 @@ async fn promote(turn: &mut Turn<'_>) -> Decided {
             turn.memory.want_latest = true;
             return Decided::line("released leader key: the synchronous members changed");
         }
+    }
+    // What was prepared may have taken long.
+    if let Some(decided) = look::first(turn).await {
+        return decided;
     }
     if turn.lease.until(turn.now()).is_none() {
         return Decided::line("the lease ended before the promotion");

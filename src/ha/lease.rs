@@ -86,6 +86,9 @@ struct Belief {
     closed: bool,
     /// Who holds it cannot write: no fence is armed by a renewal. (HA-110)
     read_only: bool,
+    /// I gave the key up, or was told that it is another's, and have not asked for it since: one in my
+    /// name is the work of a request that came late. (HA-326)
+    disowned: bool,
 }
 
 impl Belief {
@@ -124,6 +127,7 @@ impl Default for Lease {
                 turn_done: Millis(0),
                 closed: false,
                 read_only: false,
+                disowned: false,
             }),
             one_at_a_time: futures::lock::Mutex::new(()),
             poke: Mutex::new(poke),
@@ -215,6 +219,14 @@ impl Lease {
         lock(&self.belief).verdict.clone()
     }
 
+    /// A leader key in my name would not be one that I want. (HA-326)
+    pub fn is_disowned(&self) -> bool {
+        if let Some(front) = &self.front {
+            return front.is_disowned();
+        }
+        lock(&self.belief).disowned
+    }
+
     /// The loop finished a turn: the keeper may go on. (design section 2)
     pub fn turn_done(&self, now: Millis) {
         if let Some(front) = &self.front {
@@ -244,6 +256,8 @@ impl Lease {
         }
         let _one = self.alone(ports, by).await?;
         let sent = Sent::now(ports);
+        // Whatever becomes of this request, the key may be mine by it.
+        lock(&self.belief).disowned = false;
         let outcome = ports.dcs.acquire_leader(by).await;
         self.learn(ports, sent, outcome)
     }
@@ -255,6 +269,7 @@ impl Lease {
         }
         let _one = self.alone(ports, by).await?;
         let sent = Sent::now(ports);
+        lock(&self.belief).disowned = false;
         let outcome = ports.dcs.take_leader(by).await;
         self.learn(ports, sent, outcome)
     }
@@ -282,9 +297,11 @@ impl Lease {
             return front.release(status, by).await;
         }
         self.forget();
+        lock(&self.belief).disowned = true;
         let _one = self.alone(ports, by).await?;
         // A renewal that was on its way may have ended in between.
         self.forget();
+        lock(&self.belief).disowned = true;
         ports.dcs.release_leader(status, by).await
     }
 
@@ -370,6 +387,7 @@ impl Lease {
                 belief.until = Some(until);
                 belief.licensed = None;
                 belief.verdict = Verdict::Mine;
+                belief.disowned = false;
                 belief.renew_at = sent.plus(timing.loop_wait_ms().min(timing.ttl_ms() / 3));
                 let read_only = belief.read_only;
                 drop(belief);
@@ -383,6 +401,8 @@ impl Lease {
             Err(DcsError::NotOwner { holder }) => {
                 belief.lose();
                 belief.verdict = Verdict::NotOwner { holder: holder.clone() };
+                // A store may know me by name and not by the lease of this life.
+                belief.disowned = holder.as_ref() != Some(&settings.me);
             }
             Err(
                 DcsError::Conflict { .. }

@@ -12,6 +12,7 @@
 //!                        ├─ follower   somebody else leads
 //!                        ├─ standby    the cluster follows another one
 //!                        ├─ pause      the cluster is to be left alone
+//!                        ├─ look       is what was seen still so? before what cannot be taken back
 //!                        ├─ operator   what is asked of this very member: restart, schedule
 //!                        ├─ sync       who may hold up a commit, and who may be promoted then
 //!                        └─ member, slots, history: what is written at the end
@@ -32,6 +33,7 @@ pub mod journal;
 mod leader;
 pub mod lease;
 mod lineage;
+pub mod look;
 pub mod manual;
 mod member;
 mod memory;

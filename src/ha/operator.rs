@@ -6,6 +6,7 @@
 //! ```
 
 use crate::ha::breakage::{Breakage, broken};
+use crate::ha::look;
 use crate::ha::manual::Answer;
 use crate::ha::restart::{self, Conditions, Planned};
 use crate::ha::start::clone_source;
@@ -78,7 +79,7 @@ pub async fn with_wish(turn: &mut Turn<'_>) -> (Decided, Option<Said>) {
             (turn.decide().await, said)
         }
         Some(Wish::Reinitialize { force, from_leader }) => {
-            match reinitialize(turn, *force, *from_leader) {
+            match reinitialize(turn, *force, *from_leader).await {
                 Reinitialize::Begins(decided) => (decided, said(200, "reinitialize started")),
                 Reinitialize::Refused(why) => (turn.decide().await, said(503, why)),
                 Reinitialize::AfterTheTask => (turn.decide().await, Some(Said::Again)),
@@ -126,7 +127,10 @@ enum Reinitialize {
 }
 
 /// HA-055: never the leader, and only while there is one to copy from. (INV-20)
-fn reinitialize(turn: &mut Turn<'_>, force: bool, from_leader: bool) -> Reinitialize {
+async fn reinitialize(turn: &mut Turn<'_>, force: bool, from_leader: bool) -> Reinitialize {
+    if let Some(decided) = look::first(turn).await {
+        return Reinitialize::Refused(decided.line);
+    }
     let Some(leader) = turn.view.leader_name().cloned() else {
         return Reinitialize::Refused("Cluster has no leader, can not reinitialize".into());
     };

@@ -9,7 +9,7 @@ use crate::ha::memory::Rewind;
 use crate::ha::ports::{DataDir, Server};
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
-use crate::ha::{election, failsafe, follower, leader, manual, recovery, silence, standby};
+use crate::ha::{election, failsafe, follower, leader, look, manual, recovery, silence, standby};
 use hathi_dcs::{Role, State, Timeline};
 
 /// One turn in pause.
@@ -272,6 +272,9 @@ async fn may_lead(turn: &mut Turn<'_>) -> Result<(), election::Why> {
 }
 
 async fn release(turn: &mut Turn<'_>, rule: &'static str, line: &str) -> Decided {
+    if let Some(decided) = look::first(turn).await {
+        return decided;
+    }
     turn.because(rule, line);
     let by = turn.store_deadline();
     // Not given up for want of an answer: it runs out, since nobody prolongs it.

@@ -4,6 +4,7 @@ use crate::ha::breakage::{Breakage, broken};
 use crate::ha::follower;
 use crate::ha::leader;
 use crate::ha::lineage;
+use crate::ha::look;
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{ControlData, ControlState, LocalEnd, SourceHistory, TimelineEnd, Upstream};
 use crate::ha::rewind::{Divergence, diverged};
@@ -28,6 +29,10 @@ pub async fn judge_start(turn: &mut Turn<'_>) -> Option<Decided> {
     if !turn.i_own_the_lock() {
         return Some(Decided::line("failed to start postgres").again_at(at));
     }
+    if let Some(decided) = look::first(turn).await {
+        turn.memory.recovering = true;
+        return Some(decided);
+    }
     turn.ports.postgres.set_role(Role::Demoted);
     let by = turn.store_deadline();
     let _ = turn.lease.release(turn.ports, None, by).await;
@@ -44,9 +49,10 @@ pub async fn not_running(turn: &mut Turn<'_>) -> Decided {
         turn.ports.postgres.set_state(State::Crashed);
         turn.pg.state = State::Crashed;
     }
-    if std::mem::take(&mut turn.memory.release_after_task) && turn.i_own_the_lock() {
+    if turn.memory.release_after_task && turn.i_own_the_lock() {
         return give_up_the_key(turn, "stopped the crash recovery to fail over").await; // HA-160
     }
+    turn.memory.release_after_task = false;
     let by = Deadline(turn.now().plus(2_000));
     let control = turn.ports.postgres.control(by).await;
     if let Some(control) = &control {
@@ -95,7 +101,6 @@ async fn crashed_primary(
     }
     if crashed_too_often(turn) && leader::someone_can_take_over(turn).await {
         turn.because("HA-313", "it crashed too often, and somebody can take over");
-        turn.memory.crashes.clear();
         let line = "stopped PostgreSQL to fail over after several crashes";
         return Some(give_up_the_key(turn, line).await);
     }
@@ -128,6 +133,9 @@ async fn crashed_primary(
         turn.because("HA-100", format!("the watchdog is required and does not work: {why}"));
         return None;
     }
+    if let Some(decided) = look::first(turn).await {
+        return Some(decided);
+    }
     turn.because("HA-043", "a crashed primary with the lock starts in place");
     turn.memory.recovering = true;
     if settings.primary_restart_limit > 0 {
@@ -149,6 +157,11 @@ fn crashed_too_often(turn: &mut Turn<'_>) -> bool {
 
 /// PostgreSQL is dead: nothing is written here any more. (INV-23)
 async fn give_up_the_key(turn: &mut Turn<'_>, line: &str) -> Decided {
+    if let Some(decided) = look::first(turn).await {
+        return decided;
+    }
+    turn.memory.release_after_task = false;
+    turn.memory.crashes.clear();
     turn.ports.watchdog.disable();
     turn.ports.postgres.set_role(Role::Demoted);
     let status = turn.view.status.clone();
@@ -255,7 +268,7 @@ pub async fn rewind_if_needed(
     }
     match turn.memory.rewind {
         Rewind::Needed => {}
-        Rewind::Failed => return after_failed_rewind(turn, source),
+        Rewind::Failed => return after_failed_rewind(turn, source).await,
         Rewind::OtherHistory => return Some(another_history(turn, source, running).await),
         Rewind::NotAsked | Rewind::Check | Rewind::NotNeeded | Rewind::Succeeded => return None,
     }
@@ -282,6 +295,9 @@ pub async fn rewind_if_needed(
             let line = format!("Waiting for checkpoint on {name} before rewind");
             return Some(Decided::line(line).again_at(turn.now().plus(500)));
         }
+        if let Some(decided) = look::first(turn).await {
+            return Some(decided);
+        }
         turn.because("HA-047", format!("rewinding to {name}"));
         let task = Task::Rewind { source, stop_first: running };
         return Some(Decided::task(format!("running pg_rewind from {name}"), task));
@@ -290,6 +306,9 @@ pub async fn rewind_if_needed(
     if turn.settings.standby_cluster.is_none()
         && turn.settings.remove_data_directory_on_diverged_timelines
     {
+        if let Some(decided) = look::first(turn).await {
+            return Some(decided);
+        }
         turn.because("PG-161", "diverged, and pg_rewind is not possible here");
         let task = Task::Reinitialize { follow: source.clone(), source, why: Renewal::Diverged };
         return Some(Decided::task("reinitializing due to diverged timelines", task));
@@ -318,6 +337,9 @@ async fn another_history(turn: &mut Turn<'_>, source: Upstream, running: bool) -
         }
         return Decided::line(line);
     }
+    if let Some(decided) = look::first(turn).await {
+        return decided;
+    }
     let task = Task::Reinitialize { follow: source.clone(), source, why: Renewal::Diverged };
     Decided::task("reinitializing due to diverged timelines", task)
 }
@@ -336,11 +358,14 @@ async fn give_way(turn: &mut Turn<'_>) -> Option<Decided> {
     Some(Decided::line("released leader key: my timeline parted from the remote member's"))
 }
 
-fn after_failed_rewind(turn: &mut Turn<'_>, source: Upstream) -> Option<Decided> {
+async fn after_failed_rewind(turn: &mut Turn<'_>, source: Upstream) -> Option<Decided> {
     let remove = turn.settings.remove_data_directory_on_rewind_failure
         || turn.settings.remove_data_directory_on_diverged_timelines;
     if !remove {
         return None;
+    }
+    if let Some(decided) = look::first(turn).await {
+        return Some(decided);
     }
     turn.because("PG-160", "pg_rewind failed, and the configuration says to start over");
     turn.memory.rewind = Rewind::NotAsked;

@@ -1,6 +1,7 @@
 //! An operator's request, on the owner of the lock. (section 11.1 of docs/spec/ha-loop.md)
 
 use crate::ha::leader::my_lsn;
+use crate::ha::look;
 use crate::ha::manual;
 use crate::ha::schedule::{self, Due};
 use crate::ha::task::{Demotion, Task};
@@ -42,6 +43,9 @@ pub async fn on_owner(turn: &mut Turn<'_>) -> Option<Decided> {
     let me = turn.me().clone();
     let search = manual::search(turn.ports, &turn.view, Some(&me), needs).await;
     if let Some(target) = &search.found {
+        if let Some(decided) = look::first(turn).await {
+            return Some(decided);
+        }
         turn.because("HA-070", format!("{target} can take over"));
         turn.memory.rewind.ask();
         turn.memory.demoted_for = Some(version);

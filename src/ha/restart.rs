@@ -2,6 +2,7 @@
 
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::follower;
+use crate::ha::look;
 use crate::ha::manual::Answer;
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{ControlState, Start, Started, Stop, StopMode};
@@ -124,6 +125,9 @@ pub async fn when_due(turn: &mut Turn<'_>, decided: Decided) -> Decided {
         }
         Due::Now => {}
     }
+    if let Some(Decided { again_at: Some(at), .. }) = look::first(turn).await {
+        return decided.again_at(at);
+    }
     // Whatever becomes of it, it was this once. (INV-24)
     turn.memory.scheduled_restart = None;
     if let Some(why) = unsatisfied(turn, &planned.conditions) {
@@ -155,6 +159,10 @@ async fn begin(turn: &mut Turn<'_>, conditions: &Conditions) -> Result<Task, Str
         ));
     }
     let how = start_as(turn).await?;
+    // It waited for the lock, and before that for whatever else this turn did.
+    if let Some(decided) = look::first(turn).await {
+        return Err(decided.line);
+    }
     let timeout = conditions.timeout.unwrap_or(turn.settings.primary_start_timeout);
     let timeout_ms = u64::from(timeout) * 1000;
     turn.memory.recovering = true;

@@ -4,6 +4,7 @@
 use crate::ha::breakage::{Breakage, broken};
 use crate::ha::follower::{self, Place};
 use crate::ha::history;
+use crate::ha::look;
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{FollowChange, Ports, Server, Stop, StopMode, StopStep, Upstream};
 use crate::ha::settings::Settings;
@@ -45,6 +46,9 @@ pub async fn lead(turn: &mut Turn<'_>) -> Decided {
     let me = turn.me().clone();
     match &turn.pg.server {
         Server::Primary { .. } => {
+            if let Some(decided) = look::first(turn).await {
+                return decided;
+            }
             turn.because("HA-116", "a primary in a standby cluster");
             turn.lease.read_only(turn.ports, false);
             turn.memory.standby_leader = false;

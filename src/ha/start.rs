@@ -5,7 +5,7 @@ use crate::ha::breakage::{Breakage, broken};
 use crate::ha::ports::{DataDir, Server, Upstream};
 use crate::ha::task::{Demotion, Task};
 use crate::ha::turn::{Decided, Lock, Turn};
-use crate::ha::{leader, request, standby};
+use crate::ha::{leader, look, request, standby};
 use hathi_dcs::{DcsError, Expect, Millis, Role, State, Version};
 
 /// How soon a starting server is looked at again.
@@ -43,6 +43,9 @@ pub async fn starting(turn: &mut Turn<'_>) -> Option<Decided> {
         return Some(Decided::line(line).again_at(turn.pg.state_since.plus(timeout_ms)));
     }
     if leader::someone_can_take_over(turn).await {
+        if let Some(decided) = look::first(turn).await {
+            return Some(decided);
+        }
         turn.because("HA-058", format!("not ready after {timeout_ms} ms"));
         let line = "demoting self because PostgreSQL takes too long to start";
         return Some(Decided::task(line, Task::Demote(Demotion::Immediate)));
@@ -62,6 +65,9 @@ pub async fn empty_data_dir(turn: &mut Turn<'_>) -> Option<Decided> {
         turn.ports.postgres.set_role(Role::Uninitialized);
     }
     if turn.i_own_the_lock() {
+        if let Some(decided) = look::first(turn).await {
+            return Some(decided);
+        }
         turn.because("HA-013", "I hold the lock and have no data directory");
         let by = turn.store_deadline();
         let _ = turn.lease.release(turn.ports, None, by).await;
@@ -79,6 +85,9 @@ async fn bootstrap(turn: &mut Turn<'_>) -> Decided {
         let Some(source) = clone_source(turn) else {
             return Decided::line(format!("waiting for {leader} to say where its PostgreSQL is"));
         };
+        if let Some(decided) = look::first(turn).await {
+            return decided;
+        }
         let follow = turn.upstream(&leader).unwrap_or_else(|| source.clone());
         turn.because("HA-030", format!("empty data directory, leader {leader}"));
         let line = format!("trying to bootstrap from '{}'", source.name);
@@ -104,6 +113,9 @@ async fn bootstrap(turn: &mut Turn<'_>) -> Decided {
             // Whose it is at the end is told by its version. (HA-308)
             if !turn.read_again().await || !turn.view.is_bootstrapping() {
                 return Decided::line("won the race for initialize, and cannot read it");
+            }
+            if let Some(decided) = look::first(turn).await {
+                return decided;
             }
             turn.memory.bootstrapping = true;
             if let Some(remote) = standby::remote(turn) {

@@ -6,6 +6,7 @@
 
 use crate::ha::breakage::{Breakage, broken, hidden};
 use crate::ha::lease::{Lease, Reserve, Verdict, least_ms};
+use crate::ha::look::{self, Looked};
 use crate::ha::memory::Memory;
 use crate::ha::operator::{self, Said};
 use crate::ha::ports::{Observation, Ports, Reason, Server, Upstream};
@@ -86,6 +87,7 @@ pub struct Turn<'a> {
     pub reasons: Vec<Reason>,
     /// The earliest moment at which some rule has to look again, whatever this turn comes to.
     pub wake: Option<Millis>,
+    pub looked: Looked,
 }
 
 /// What the loop publishes and acts on.
@@ -109,23 +111,43 @@ pub async fn turn(ports: &Ports, lease: &Arc<Lease>, memory: &mut Memory, urgent
     let now = ports.clock.now();
     memory.failsafe.began.get_or_insert(now);
     let freshness = freshness(memory, urgent);
-    let mut read_by = Deadline(now.plus(settings.timing.retry_timeout_ms()));
-    let mut observe_by = Deadline(now.plus(OBSERVE_MS));
-    if let Some(until) = lease.until(now) {
-        // What is due at the end of the lease must begin in time, whatever the store and PostgreSQL
-        // do. (HA-304)
-        let act_at = failsafe::act_at(&settings, until).max(now.plus(least_ms(settings.timing)));
-        read_by = read_by.earlier(Deadline(act_at));
-        observe_by = observe_by.earlier(Deadline(act_at));
+    // What is due at the end of the lease must begin in time, whatever the store and PostgreSQL do.
+    let read_by = bounded(lease, &settings, now, settings.timing.retry_timeout_ms());
+    let observe_by = bounded(lease, &settings, now, OBSERVE_MS);
+    let clock = &ports.clock;
+    let (mut pg, postgres, (loaded, answered)) = {
+        let observed = async {
+            let pg = look(ports, lease, memory, observe_by).await;
+            (pg, clock.now())
+        };
+        let read = async { (ports.dcs.load(freshness, read_by).await, clock.now()) };
+        let ((pg, postgres), read) = futures::future::join(observed, read).await;
+        (pg, postgres, read)
+    };
+    let mut looked = Looked { asked: now, answered, postgres };
+    if answered.since(postgres) > look::most_ms(settings.timing)
+        && !broken(Breakage::ActsOnOldLooks)
+    {
+        // The store kept us waiting: what PostgreSQL was before that decides nothing. (HA-325)
+        let by = bounded(lease, &settings, answered, OBSERVE_MS);
+        pg = look(ports, lease, memory, by).await;
+        looked.postgres = clock.now();
     }
-    let (pg, loaded) = futures::future::join(
-        look(ports, lease, memory, observe_by),
-        ports.dcs.load(freshness, read_by),
-    )
-    .await;
     match loaded {
-        Ok(view) => seen(ports, lease, memory, pg, Arc::new(view)).await,
-        Err(error) => unseen(ports, lease, memory, pg, &error).await,
+        Ok(view) => seen(ports, lease, memory, pg, Arc::new(view), looked).await,
+        Err(error) => unseen(ports, lease, memory, pg, &error, looked).await,
+    }
+}
+
+/// So many milliseconds at most; ends before a demotion must begin. (HA-304)
+fn bounded(lease: &Lease, settings: &Settings, now: Millis, most_ms: u64) -> Deadline {
+    let by = Deadline(now.plus(most_ms));
+    match lease.until(now) {
+        Some(until) => {
+            let at = failsafe::act_at(settings, until);
+            by.earlier(Deadline(at.max(now.plus(least_ms(settings.timing)))))
+        }
+        None => by,
     }
 }
 
@@ -153,6 +175,7 @@ async fn seen(
     memory: &mut Memory,
     pg: Observation,
     view: Arc<ClusterView>,
+    looked: Looked,
 ) -> Turned {
     memory.want_latest = false;
     remember(ports, memory, &view);
@@ -164,11 +187,10 @@ async fn seen(
     lineage::note(memory, &view, &pg, &settings.me);
     let now = ports.clock.now();
     failsafe::note_view(memory, &view, &settings, now);
-    // While the promise binds its caller leads, whatever the store lacks. (HA-103)
-    let promise = if view.leader.is_none() { ports.promises.promised(now) } else { None };
-    let view = failsafe::with_promised_leader(view, promise, &settings.me);
+    let view = with_promise(ports, view, &settings.me);
     let lock = Lock::Free;
-    let mut turn = Turn { ports, lease, memory, settings, view, pg, lock, reasons, wake: None };
+    let wake = None;
+    let mut turn = Turn { ports, lease, memory, settings, view, pg, lock, reasons, wake, looked };
     turn.lock = turn.look_at_lock().await;
     let (decided, said) = operator::with_wish(&mut turn).await;
     let decided = turn.finish(decided).await;
@@ -183,6 +205,13 @@ async fn seen(
     }
 }
 
+/// While the promise binds its caller leads, whatever the store lacks. (HA-103)
+fn with_promise(ports: &Ports, view: Arc<ClusterView>, me: &MemberName) -> Arc<ClusterView> {
+    let now = ports.clock.now();
+    let promise = if view.leader.is_none() { ports.promises.promised(now) } else { None };
+    failsafe::with_promised_leader(view, promise, me)
+}
+
 /// The store does not answer. (section 13)
 async fn unseen(
     ports: &Ports,
@@ -190,6 +219,7 @@ async fn unseen(
     memory: &mut Memory,
     pg: Observation,
     error: &DcsError,
+    looked: Looked,
 ) -> Turned {
     let view = memory.view.as_ref().map(|(view, _)| view.clone());
     let settings = ports.configuration.settings();
@@ -205,6 +235,7 @@ async fn unseen(
         lock: Lock::Unseen { until },
         reasons: Vec::new(),
         wake: None,
+        looked,
     };
     let said = operator::without_store(&mut turn);
     turn.because("HA-001", format!("the store could not be read: {error}"));
@@ -308,15 +339,7 @@ impl Turn<'_> {
     /// For anything that this turn waits for, so many milliseconds at most; ends before a demotion
     /// must begin.
     pub fn deadline(&self, most_ms: u64) -> Deadline {
-        let now = self.now();
-        let by = Deadline(now.plus(most_ms));
-        match self.lease.until(now) {
-            Some(until) => {
-                let at = failsafe::act_at(&self.settings, until);
-                by.earlier(Deadline(at.max(now.plus(least_ms(self.settings.timing)))))
-            }
-            None => by,
-        }
+        bounded(self.lease, &self.settings, self.now(), most_ms)
     }
 
     pub fn i_own_the_lock(&self) -> bool {
@@ -332,6 +355,10 @@ impl Turn<'_> {
         let holder = self.view.leader_name().cloned();
         let mine = holder.as_ref() == Some(self.me());
         let believed = self.lease.until(self.now());
+        if mine && !self.may_write() && self.lease.is_disowned() && !broken(Breakage::KeepsALateKey)
+        {
+            return self.refuse_key().await;
+        }
         if self.memory.giving_up {
             return holder.filter(|_| !mine).map_or(Lock::Free, |holder| Lock::Other { holder });
         }
@@ -359,6 +386,33 @@ impl Turn<'_> {
             },
             (true, None) | (false, Some(_)) => self.ask_for_lock(holder).await,
         }
+    }
+
+    /// A primary here, or what may be one in a moment.
+    fn may_write(&self) -> bool {
+        match &self.pg.server {
+            Server::Primary { .. } => true,
+            Server::Starting | Server::Silent(_) => self.pg.is_primary,
+            Server::Down | Server::Standby(_) => false,
+        }
+    }
+
+    /// The key came back in my name after I had given it up: by a renewal that was held up on its way, or by
+    /// a request whose answer I did not wait for. Left there it would keep the others from leading for as
+    /// long as its lease is. (HA-326)
+    async fn refuse_key(&mut self) -> Lock {
+        self.because("HA-326", "a leader key in my name that I do not want any more is given up");
+        self.memory.want_latest = true;
+        let by = self.store_deadline();
+        // If the store does not hear of it the next turn asks again, and the key runs out.
+        let released = self.lease.release(self.ports, None, by).await;
+        if !self.read_again().await || self.view.leader_name() == Some(self.me()) {
+            if let Err(error) = released {
+                self.because("HA-326", format!("it was not given up: {error}"));
+            }
+            return Lock::Unseen { until: None };
+        }
+        self.view.leader_name().cloned().map_or(Lock::Free, |holder| Lock::Other { holder })
     }
 
     /// The store and our belief differ: one renewal settles it. It also brings back a key that
@@ -448,6 +502,14 @@ impl Turn<'_> {
     /// Is the lock mine as of now? For steps that cannot be taken back. An answer younger than
     /// the time one renewal takes is not asked for twice.
     pub async fn confirm_lock(&mut self) -> bool {
+        if self.lease.until(self.now()).is_none() {
+            // Somebody may have led since; a renewal would bring the key back without a race. The next
+            // turn asks what has become of it. (HA-305, INV-17)
+            self.because("HA-305", "the lease ran out before the lock could be confirmed");
+            self.lock = Lock::Unseen { until: None };
+            self.memory.want_latest = true;
+            return false;
+        }
         match self.lease.renew(self.ports, self.store_deadline()).await {
             Ok(()) => {
                 self.lock = self.confirmed();
@@ -475,11 +537,21 @@ impl Turn<'_> {
         self.memory.want_latest = true;
     }
 
+    /// What PostgreSQL is as of now.
+    pub async fn observe_again(&mut self) {
+        let by = self.deadline(OBSERVE_MS);
+        self.pg = self.ports.postgres.observe(by).await;
+        self.looked.postgres = self.now();
+    }
+
     pub async fn read_again(&mut self) -> bool {
+        let asked = self.now();
         match self.ports.dcs.load(Freshness::Latest, self.store_deadline()).await {
             Ok(view) => {
-                self.view = Arc::new(view);
-                remember(self.ports, self.memory, &self.view);
+                self.looked = Looked { asked, answered: self.now(), ..self.looked };
+                let view = Arc::new(view);
+                remember(self.ports, self.memory, &view);
+                self.view = with_promise(self.ports, view, &self.settings.me);
                 true
             }
             Err(_) => {

@@ -201,6 +201,7 @@ impl World {
             seen_as_primary: role == Role::Primary,
             licensed_until: None,
             stalls: Default::default(),
+            looks: Default::default(),
         });
         self.say(node, 40, |_| "agent starts".into());
         if self.is_patroni(node) {
@@ -384,6 +385,7 @@ impl Spawn for Agency {
         let mut world = self.world();
         world.say(self.process.node, 46, |_| format!("task begins: {name}"));
         world.check_task(self.process.node, name);
+        world.check_look_before(self.process, name);
         if let Some(agent) = world.agent_mut(self.process) {
             agent.tasks.push(name);
         }

@@ -61,6 +61,14 @@ impl Agency {
         DcsError::unreachable("sim", tried, format!("{what}: no answer"))
     }
 
+    fn heard_from_the_store(&self) {
+        let mut world = self.world();
+        let now = world.now_us;
+        if let Some(agent) = world.agent_mut(self.process) {
+            agent.looks.store = now;
+        }
+    }
+
     async fn attempt<T: Send + 'static>(
         &self,
         until: Millis,
@@ -150,20 +158,31 @@ impl Dcs for Agency {
             let world = self.world();
             if let Some((_, view)) = world.agent(self.process).and_then(|agent| agent.copy.as_ref())
             {
-                return Ok((**view).clone());
+                let view = (**view).clone();
+                drop(world);
+                self.heard_from_the_store();
+                return Ok(view);
             }
         }
-        self.ask_again(by, "load", |world, _| {
-            world.expire_sessions();
-            Ok((*world.store.view()).clone())
-        })
-        .await
+        let answer = self
+            .ask_again(by, "load", |world, _| {
+                world.expire_sessions();
+                Ok((*world.store.view()).clone())
+            })
+            .await;
+        self.heard_from_the_store();
+        answer
     }
 
     async fn acquire_leader(&self, by: Deadline) -> Result<(), DcsError> {
         {
             let mut world = self.world();
             world.check_race(self.process);
+            world.check_look(self.process, "the race");
+            let now = world.now_us;
+            if let Some(agent) = world.agent_mut(self.process) {
+                agent.looks.raced = now;
+            }
             world.late_call(self.process.node);
         }
         self.ask(by, "acquire", |world, me| world.op_acquire(me)).await
@@ -174,6 +193,7 @@ impl Dcs for Agency {
     }
 
     async fn renew_leader(&self, by: Deadline) -> Result<(), DcsError> {
+        self.world().hold_up_a_copy(self.process);
         self.ask_again(by, "renew", |world, me| world.op_renew(me)).await
     }
 

@@ -81,7 +81,9 @@ pub fn ask(
 /// Some seeds have the mode on, and outages as it is made for: the whole store, or only the way of
 /// the leader to it, alone or together with a member or a link that fails at the same time.
 pub fn plan(world: &mut World, seed: u64) {
-    let mut random = Random::new(seed ^ 0xFA11_5AFE);
+    // Beside Patroni's members from another stream, since they came to it later.
+    let stream = if world.is_mixed() { 0x9A7_0000_0000 } else { 0 };
+    let mut random = Random::new(seed ^ 0xFA11_5AFE ^ stream);
     if !random.percent(40) {
         return;
     }
@@ -192,6 +194,15 @@ impl World {
         if !agent.settings.failsafe_mode {
             return Some(Vow::Refused("502".into()));
         }
+        if self.is_patroni(node) {
+            let (life, ttl) = (agent.life, agent.settings.timing.ttl_ms());
+            let vow = self.twin_vow(node, call);
+            if let Vow::Accepted { .. } = vow {
+                let binds = crate::patroni_failsafe::binds_us(ttl);
+                self.watched.promises.given.insert(node, (from, self.now_us, life, binds));
+            }
+            return Some(vow);
+        }
         if agent.seen_as_primary || agent.lease.until(now).is_some() {
             return Some(Vow::Refused("500 Running as a leader".into()));
         }
@@ -238,10 +249,17 @@ impl World {
 
     /// INV-15 and INV-13: the store gives the key to a standby.
     pub fn check_promise(&mut self, node: usize) {
+        if let Some(other) = self.goes_on_without_store(node).filter(|_| self.is_patroni(node)) {
+            // Outside the map, and the mode was switched off: only ours waits for another ttl. (HA-092)
+            let other = &self.nodes[other].name;
+            let what = format!("{} gets the key while {other} goes on", self.nodes[node].name);
+            return self.twin_breaks_its_promise(node, what);
+        }
         let Some(agent) = &self.nodes[node].agent else { return };
         if let Some((from, at, life, binds)) = self.watched.promises.given.get(&node)
             && *from != node
-            && *life == agent.life
+            // One of Patroni's does not know what its former life accepted.
+            && (*life == agent.life || self.is_patroni(node))
             && at + binds > self.now_us
         {
             let what = format!(
@@ -250,12 +268,26 @@ impl World {
                 (self.now_us - at) / MS,
                 self.nodes[*from].name
             );
+            if self.is_patroni(node) {
+                return self.twin_breaks_its_promise(node, what);
+            }
             return self.violation("INV-15", what);
         }
         if self.is_outside_the_map(node) && self.nodes[node].server.recovering {
             // By a map of long ago, perhaps; before it is promoted it looks again.
             self.watched.unfit = Some((node, "in /failsafe"));
         }
+    }
+
+    /// Another primary that lives by the members' word.
+    fn goes_on_without_store(&self, node: usize) -> Option<usize> {
+        (0..self.members()).filter(|other| *other != node).find(|other| {
+            let machine = &self.nodes[*other];
+            let now = self.local(*other);
+            let agent = machine.agent.as_ref();
+            let licensed = agent.is_some_and(|agent| agent.lease.licensed_until(now).is_some());
+            machine.server.writable() && (licensed || self.twin_is_licensed(*other))
+        })
     }
 
     /// HA-092: the mode is on here, and the map does not name it.
@@ -278,6 +310,7 @@ impl World {
         let ttl = agent.settings.timing.ttl_ms() * MS;
         let map = self.store.failsafe.clone().unwrap_or_default();
         let agreed = agent.settings.failsafe_mode
+            && !self.is_patroni(node)
             && !agent.settings.pause
             && self.store_is_away(node)
             // While a task owns PostgreSQL nobody is asked, and at its end there may be no time.

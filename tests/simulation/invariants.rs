@@ -49,6 +49,7 @@ pub struct Watched {
     pub founded: std::collections::BTreeSet<String>,
     /// A member of Patroni's broke a rule by its own: what follows from it is not ours.
     pub patroni_broke: bool,
+    pub twins_in_failsafe: crate::patroni_failsafe::Twins,
     /// When an operator's request was last written.
     pub request_at: Option<u64>,
 }
@@ -149,7 +150,11 @@ impl World {
             .agent
             .as_ref()
             .is_some_and(|agent| agent.lease.licensed_until(now).is_some());
-        let fine = self.holds_key(node) || bootstrapping || licensed || self.in_hands(node);
+        let fine = self.holds_key(node)
+            || bootstrapping
+            || licensed
+            || self.twin_is_licensed(node)
+            || self.in_hands(node);
         if !self.nodes[node].server.writable() || fine {
             self.watched.without_lock_since.remove(&node);
             return;
@@ -180,7 +185,7 @@ impl World {
         self.check_standby_promotes(node);
         if let Some((_, what)) = self.watched.unfit.filter(|(unfit, _)| *unfit == node) {
             let what = format!("{} is promoted and was not {what}", self.name(node));
-            return self.violation("INV-13", what);
+            return self.violation_by(node, "INV-13", what);
         }
         if self.is_patroni(node) {
             if !self.holds_key(node) {

@@ -28,8 +28,10 @@ mod executor;
 mod failsafe;
 mod faults;
 mod invariants;
+mod looks;
 mod operators;
 mod patroni;
+mod patroni_failsafe;
 mod pause;
 mod plan;
 mod postgres_port;
@@ -109,7 +111,7 @@ fn root() -> PathBuf {
 
 /// Under random faults; each ends the run that breaks it (invariants.rs, operators.rs).
 /// Proves INV-2, INV-4, INV-5, INV-8, INV-12, INV-13, INV-17, INV-18, INV-20, INV-21, INV-22, INV-24.
-/// Proves INV-25, INV-26, INV-27, INV-29, INV-30, INV-33, INV-34, INV-36, INV-37.
+/// Proves INV-25, INV-26, INV-27, INV-29, INV-30, INV-33, INV-34, INV-36, INV-37, INV-38, INV-39.
 #[test]
 fn seeds() {
     match std::env::var("SIM_SEED").ok().and_then(|text| text.parse().ok()) {

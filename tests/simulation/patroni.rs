@@ -2,8 +2,8 @@
 //! rules for race, lock, release and following, its own member record, and no guard. What keeps such a
 //! node from writing on after its lease is its watchdog. (INV-36)
 //!
-//! Asynchronous replication without failsafe mode and pause: these are agreements of their own
-//! (`tests/interop.rs` has them with the real one).
+//! Asynchronous replication without pause: these are agreements of their own (`tests/interop.rs` has them
+//! with the real one). Failsafe mode: `patroni_failsafe.rs`.
 
 use crate::agent::Agency;
 use crate::random::Random;
@@ -82,12 +82,12 @@ impl World {
 
 /// The safety margin of its watchdog, in milliseconds. (HA-171)
 const MARGIN_MS: u64 = 5_000;
-const PROBE_MS: u64 = 2_000;
+pub const PROBE_MS: u64 = 2_000;
 const CHECKPOINT: &str = "checkpoint after promotion";
 
 /// One life of such a member.
-struct Member {
-    it: Agency,
+pub struct Member {
+    pub it: Agency,
     events: mpsc::Receiver<Event>,
     /// HA-001.
     old_view: Option<Arc<ClusterView>>,
@@ -97,6 +97,8 @@ struct Member {
     single_user_done: bool,
     /// The last view named it as the owner of the lock.
     owner: bool,
+    /// The last map that it read.
+    pub failsafe: Option<hathi_dcs::Failsafe>,
 }
 
 /// Runs it until it is told to stop, or ends as Patroni does. (section 2 of ha-loop.md)
@@ -110,6 +112,7 @@ pub async fn run(it: Agency, events: mpsc::Receiver<Event>) -> Exit {
         config_seen: None,
         single_user_done: false,
         owner: false,
+        failsafe: None,
     };
     let mut next = me.now();
     loop {
@@ -127,11 +130,11 @@ pub async fn run(it: Agency, events: mpsc::Receiver<Event>) -> Exit {
 }
 
 impl Member {
-    fn now(&self) -> Millis {
+    pub fn now(&self) -> Millis {
         self.it.local_now()
     }
 
-    fn settings(&self) -> Arc<Settings> {
+    pub fn settings(&self) -> Arc<Settings> {
         Configuration::settings(&self.it)
     }
 
@@ -139,7 +142,7 @@ impl Member {
         self.settings().me.clone()
     }
 
-    fn by(&self) -> Deadline {
+    pub fn by(&self) -> Deadline {
         Deadline(self.now().plus(self.settings().timing.retry_timeout_ms()))
     }
 
@@ -194,7 +197,7 @@ impl Member {
         self.task_name = name;
     }
 
-    fn say(&self, line: &str) {
+    pub fn say(&self, line: &str) {
         let mut world = self.it.world();
         let line = line.to_owned();
         world.say(self.it.process.node, crate::world::code_of(&line), |_| {
@@ -211,6 +214,8 @@ impl Member {
                 return None;
             }
         };
+        self.failsafe.clone_from(&view.failsafe);
+        let view = self.with_caller(view);
         if view.leader.is_some() || self.old_view.is_none() {
             self.old_view = Some(view.clone());
         }
@@ -299,7 +304,7 @@ impl Member {
         None
     }
 
-    /// Section 13 without failsafe mode.
+    /// Section 13.
     async fn store_is_silent(&mut self) {
         let node = self.it.process.node;
         let primary = {
@@ -307,7 +312,7 @@ impl Member {
             let server = &world.nodes[node].server;
             server.ready() && !server.recovering
         };
-        if primary && !self.busy() {
+        if primary && !self.busy() && !self.everybody_accepts().await {
             self.say("demoting self because DCS is not accessible");
             self.stop(StopMode::Fast).await;
             self.it.set_role(Role::Demoted);
@@ -326,7 +331,7 @@ impl Member {
         }
     }
 
-    fn keep_alive(&self, sent: Millis) {
+    pub fn keep_alive(&self, sent: Millis) {
         let ttl = self.settings().timing.ttl_ms();
         self.it.world().arm_fence(self.it.process.node, sent.plus(ttl - MARGIN_MS));
     }
@@ -467,8 +472,8 @@ impl Member {
             Server::Standby(standby) => standby.clone(),
             Server::Down | Server::Starting | Server::Silent(_) => return false,
         };
-        if settings.nofailover {
-            return false; // HA-089
+        if settings.nofailover || self.is_outside_the_map(view) {
+            return false; // HA-089, HA-092
         }
         let request = view.pending_failover().map(|stored| stored.value.clone());
         let request = request.filter(|request| request.scheduled_at.is_none());
@@ -506,6 +511,11 @@ impl Member {
                 {
                     members.insert(member.name.clone(), url.clone());
                 }
+            }
+        }
+        if let Some(map) = view.failsafe.as_ref().filter(|_| settings.failsafe_mode) {
+            for (name, url) in map.0.iter().filter(|(name, _)| **name != *me.as_str()) {
+                members.entry(MemberName::from(name.as_str())).or_insert_with(|| url.clone());
             }
         }
         let by = Deadline(self.now().plus(PROBE_MS));
@@ -597,6 +607,7 @@ impl Member {
             let status = Status { optime: lsn, ..view.status.clone() };
             let _ = self.it.write_status(&status, self.by()).await;
         }
+        self.write_map(view).await;
         if let Some(request) = view.pending_failover().map(|stored| stored.value.clone())
             && self.manual_failover(view, pg, &request).await
         {

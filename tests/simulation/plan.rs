@@ -76,6 +76,7 @@ impl Case {
         draw_short_ttl(&mut world, self.seed);
         crate::standby::draw(&mut world, self.seed);
         world.watchdogs.draw(self.seed, self.guarded);
+        crate::looks::draw(&mut world, self.seed);
         crate::patroni::draw(&mut world, self.seed, self.guarded);
         world.planned = plan_faults(&world, &mut random);
         for number in 0..world.planned.len() {
@@ -85,9 +86,7 @@ impl Case {
             let at = world.planned[number].at;
             world.at(at, move |world| world.strike(number));
         }
-        if !world.is_mixed() {
-            crate::failsafe::plan(&mut world, self.seed);
-        }
+        crate::failsafe::plan(&mut world, self.seed);
         if world.remote.is_some() {
             crate::pause::plan_standby(&mut world, self.seed);
         } else if !world.is_mixed() {

@@ -243,7 +243,9 @@ impl Postgres for Agency {
         let node = self.process.node;
         let (alive, frozen) = {
             let mut world = self.world();
+            let now = world.now_us;
             if let Some(agent) = world.agent_mut(self.process) {
+                agent.looks.postgres = now;
                 agent.saw_primary = None;
             }
             (world.nodes[node].server.alive(), world.nodes[node].server.frozen)

@@ -104,6 +104,7 @@ pub struct Agent {
     pub seen_as_primary: bool,
     pub licensed_until: Option<Millis>,
     pub stalls: crate::stalls::Stalls,
+    pub looks: crate::looks::Looks,
 }
 
 pub struct Node {
@@ -164,6 +165,7 @@ pub struct World {
     pub remote: Option<crate::standby::Remote>,
     pub watched: Watched,
     pub watchdogs: crate::watchdog::Watchdogs,
+    pub late: crate::looks::Late,
     /// The options every node starts with.
     pub base: Settings,
     pub failed: Option<(String, String)>,
@@ -201,6 +203,7 @@ impl World {
                 remote: None,
                 watched: Watched::default(),
                 watchdogs: Default::default(),
+                late: Default::default(),
                 base: crate::agent::base_settings(),
                 failed: None,
                 tracing: false,

@@ -115,7 +115,8 @@ pub trait Dcs: Send + std::marker::Sync {
     async fn take_leader(&self, by: Deadline) -> Result<(), DcsError>;
 
     /// Prolongs the lease of the leader key I hold; binds it to a new lease if the old one is gone;
-    /// creates it again, in the same step, if it vanished and nobody took it. (DCS-003)
+    /// creates it again if it vanished and nobody took it, by a step that is sent only then: a renewal that
+    /// arrives late must not bring back a key that was given up. (DCS-003, DCS-027)
     ///
     /// # Errors
     /// * `NotOwner`: the store says somebody else holds it. Writing must stop.

@@ -37,6 +37,11 @@ impl Front {
         self.tape.ask("lease.verdict", (), real, || Verdict::None)
     }
 
+    pub fn is_disowned(&self) -> bool {
+        let real = self.real.as_ref().map(|(lease, _)| lease.is_disowned());
+        self.tape.ask("lease.is_disowned", (), real, || false)
+    }
+
     /// # Errors
     /// Those of the real one, or those that were recorded.
     pub fn acquire(&self, by: Deadline) -> BoxFuture<'_, Result<(), DcsError>> {

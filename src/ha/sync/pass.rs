@@ -153,8 +153,7 @@ pub(super) async fn put_in_force(turn: &mut Turn<'_>, text: &str) -> bool {
         turn.because("PG-282", format!("synchronous_standby_names '{text}': {error}"));
         return false;
     }
-    let by = turn.deadline(2_000);
-    turn.pg = turn.ports.postgres.observe(by).await;
+    turn.observe_again().await;
     let in_force = match &turn.pg.server {
         Server::Primary { .. } => turn.pg.replication.names == text,
         Server::Standby(_) => true,

@@ -187,6 +187,23 @@ fn a_stopped_server_stays_stopped() {
     assert!(leaderless.task.is_none(), "not before there is a leader: {leaderless:?}");
 }
 
+/// Proves HA-040 and HA-017 in pause: a server that hangs is what it was, and keeps the key; once its postmaster is
+/// gone it is `stopped`, as with the peer, and the key is given up.
+#[test]
+fn a_server_that_hangs_and_is_killed() {
+    let mut scene = paused(Scene::leader()).set(|script| {
+        script.pg.server = Server::Silent("frozen".into());
+    });
+    let came = scene.turn();
+    assert!(!came.did("release") && !came.did("state") && came.task.is_none(), "{came:?}");
+    let mut scene = scene.set(|script| {
+        down(&mut script.pg);
+        script.pg.state = State::Crashed;
+    });
+    let came = scene.turn();
+    assert!(came.did("state stopped") && came.did("release") && came.task.is_none(), "{came:?}");
+}
+
 /// Proves HA-013 and HA-037 in pause, HA-135.
 #[test]
 fn data_that_is_not_ours() {

@@ -59,6 +59,10 @@ pub struct Script {
     pub renew_takes: u64,
     /// Milliseconds that pass while something is done whose note begins so.
     pub takes: BTreeMap<&'static str, u64>,
+    /// What happens in the world meanwhile, once.
+    pub meanwhile: BTreeMap<&'static str, fn(&mut Script)>,
+    /// How often the store was read, and PostgreSQL looked at.
+    pub looks: (u32, u32),
     /// What writing `/sync` answers, and `synchronous_standby_names`.
     pub sync: Result<(), DcsError>,
     /// So many writes of `/sync` meet another one that came before.
@@ -108,11 +112,20 @@ impl Stage {
     }
 
     fn note(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.pass(&what);
+        self.with(|script| script.done.push(what));
+    }
+
+    /// The time it takes, and what happens in it.
+    fn pass(&self, what: &str) {
         self.with(|script| {
-            let what = what.into();
             let takes = script.takes.iter().find(|(begin, _)| what.starts_with(**begin));
             script.now = script.now.plus(takes.map_or(0, |(_, ms)| *ms));
-            script.done.push(what);
+            let begin = script.meanwhile.keys().find(|begin| what.starts_with(**begin)).copied();
+            if let Some(happens) = begin.and_then(|begin| script.meanwhile.remove(begin)) {
+                happens(script);
+            }
         });
     }
 }
@@ -282,6 +295,8 @@ impl Scene {
             bad_watchdog: None,
             renew_takes: 0,
             takes: BTreeMap::new(),
+            meanwhile: BTreeMap::new(),
+            looks: (0, 0),
             sync: Ok(()),
             sync_conflicts: 0,
             led_since: None,
@@ -330,6 +345,20 @@ impl Scene {
     pub fn set(self, change: impl FnOnce(&mut Script)) -> Self {
         self.stage.with(change);
         self
+    }
+
+    /// What begins so takes so many milliseconds.
+    pub fn takes(self, what: &'static str, ms: u64) -> Self {
+        self.set(|script| {
+            script.takes.insert(what, ms);
+        })
+    }
+
+    /// What happens in the world while that is done for the first time.
+    pub fn meanwhile(self, what: &'static str, happens: fn(&mut Script)) -> Self {
+        self.set(|script| {
+            script.meanwhile.insert(what, happens);
+        })
     }
 
     pub fn remember(mut self, change: impl FnOnce(&mut Memory)) -> Self {
@@ -447,6 +476,11 @@ impl Scene {
         self.stage.with(|script| script.done.clear());
         futures::executor::block_on(crate::ha::task::run(task, context));
         self.stage.with(|script| script.done.clone())
+    }
+
+    /// How often the store was read, and PostgreSQL looked at, since this was asked last.
+    pub fn looks(&self) -> (u32, u32) {
+        self.stage.with(|script| std::mem::take(&mut script.looks))
     }
 
     pub fn released(&self) -> Option<Lsn> {
@@ -653,6 +687,8 @@ impl Dcs for Stage {
     fn set_timing(&self, _: Timing) {}
 
     async fn load(&self, _: Freshness, _: Deadline) -> Result<ClusterView, DcsError> {
+        self.with(|script| script.looks.0 += 1);
+        self.pass("load");
         self.with(|script| script.load.clone().map(|()| script.view.clone()))
     }
 
@@ -781,6 +817,8 @@ impl Dcs for Stage {
 #[async_trait]
 impl Postgres for Stage {
     async fn observe(&self, _: Deadline) -> Observation {
+        self.with(|script| script.looks.1 += 1);
+        self.pass("observe");
         self.with(|script| script.pg.clone())
     }
 

@@ -22,6 +22,11 @@ impl<S: Flat> Handle<S> {
         Arc::new(Self { store, wakes: OnceLock::new() })
     }
 
+    /// What stands behind it.
+    pub fn store(&self) -> &Arc<S> {
+        &self.store
+    }
+
     /// The watch, begun by the first who wants it; it ends with this handle and its streams.
     fn wakes(&self) -> Arc<Wakes> {
         self.wakes.get_or_init(|| Wakes::start(self.store.clone())).clone()
