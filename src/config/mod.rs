@@ -49,9 +49,9 @@ pub use local::{
 pub use numbers::{BaseUnit, boolean, integer, python_text};
 pub use secret::Secret;
 pub use sections::{
-    ConsulConsistency, ConsulSection, ConsulService, DcsSection, Etcd3Section, KubernetesPort,
-    KubernetesSection, RaftSection, RedisSection, RedisSentinels, RedisTls, ZooKeeperRight,
-    ZooKeeperSection, ZooKeeperTls,
+    ConsulConsistency, ConsulSection, ConsulService, DcsSection, Etcd3Section, EtcdSrv,
+    KubernetesPort, KubernetesSection, RaftSection, RedisSection, RedisSentinels, RedisTls,
+    ZooKeeperRight, ZooKeeperSection, ZooKeeperTls,
 };
 pub use settings::{
     Callbacks, Parameters, Postgresql, ReplicaMethod, Settings, StandbyCluster, SynchronousMode,

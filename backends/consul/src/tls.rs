@@ -1,12 +1,12 @@
 //! TLS to Consul, from PEM files. (CFG-311)
 
 use crate::ConsulConfig;
+use hathi_keyfile::AnyServer;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::crypto::ring;
+use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ pub(crate) fn client(config: &ConsulConfig) -> Result<ClientConfig, String> {
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
         builder.with_webpki_verifier(verifier.build().map_err(|why| format!("no roots: {why}"))?)
     } else {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer::new(provider)))
     };
     match &config.cert {
         None => Ok(builder.with_no_client_auth()),
@@ -59,46 +59,5 @@ pub(crate) fn client(config: &ConsulConfig) -> Result<ClientConfig, String> {
             let chain = certificates(cert)?;
             builder.with_client_auth_cert(chain, private).map_err(|why| named(cert, why))
         }
-    }
-}
-
-/// `verify: false`: any certificate will do, but its owner must hold its key.
-#[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -4,8 +4,13 @@
 //! Both ways in which OpenSSL locks a key are read: PKCS #8 (`ENCRYPTED PRIVATE KEY`) and the older
 //! one of PEM itself (`Proc-Type: 4,ENCRYPTED`). As with OpenSSL a password that is not needed does no
 //! harm. Never in here: which option of which file the password came from; the caller says that.
+//!
+//! Beside it, for the clients that want it so: a server whose certificate is not verified.
 
 mod traditional;
+mod unverified;
+
+pub use unverified::AnyServer;
 
 use pkcs8::EncryptedPrivateKeyInfoRef;
 use rustls_pki_types::pem::PemObject;
