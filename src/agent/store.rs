@@ -156,8 +156,29 @@ fn etcd_config(etcd: &crate::config::Etcd3Section) -> hathi_etcd::EtcdConfig {
         cert: file(&etcd.cert),
         key: file(&etcd.key),
         use_proxies: etcd.use_proxies,
-        srv: None,
-        srv_suffix: None,
+        srv: etcd.srv.as_ref().map(|srv| srv.domain.clone()),
+        srv_suffix: etcd.srv.as_ref().and_then(|srv| srv.suffix.clone()),
+        name_servers: Vec::new(),
+    }
+}
+
+/// The servers that DNS names for this section at this moment, as URLs; none without `srv`. (CFG-303)
+///
+/// # Errors
+/// One line: who was asked for what, and what was said.
+pub async fn named_by_dns(
+    etcd: &crate::config::Etcd3Section,
+    within: std::time::Duration,
+) -> Result<Vec<String>, String> {
+    #[cfg(feature = "etcd")]
+    {
+        let ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        hathi_etcd::named_by_dns(&etcd_config(etcd), hathi_dcs::Deadline::in_ms(ms)).await
+    }
+    #[cfg(not(feature = "etcd"))]
+    {
+        let _ = (etcd, within);
+        Ok(Vec::new())
     }
 }
 

@@ -2,7 +2,8 @@
 //! (CFG-121 … CFG-126)
 
 use super::{checks, environment};
-use crate::config::{self, Address, DcsSection, Local, Settings};
+use crate::agent;
+use crate::config::{self, Address, DcsSection, Etcd3Section, Local, Settings};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -10,6 +11,8 @@ use std::time::Duration;
 
 /// For one store's server to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
+/// For DNS to name the servers.
+const RESOLVE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -145,20 +148,50 @@ fn store(section: &DcsSection) -> Option<String> {
         DcsSection::Raft(_) => return None,
         // Where its API server is, only the Pod knows that it will run in.
         DcsSection::Kubernetes(_) => return None,
+        DcsSection::Etcd3(etcd) if etcd.srv.is_some() => return etcd_by_dns(etcd),
         DcsSection::Etcd3(etcd) => &etcd.hosts,
         DcsSection::Consul(consul) => &consul.hosts,
         DcsSection::ZooKeeper(zookeeper) => &zookeeper.hosts,
         DcsSection::Redis(redis) => &redis.hosts,
     };
-    let answers = |server: &Address| {
-        let addresses = (server.host.as_str(), server.port).to_socket_addrs();
-        let mut addresses = addresses.into_iter().flatten();
-        addresses.any(|address| TcpStream::connect_timeout(&address, CONNECT).is_ok())
-    };
     if servers.iter().any(answers) {
         return None;
     }
-    let all: Vec<String> = servers.iter().map(ToString::to_string).collect();
-    let (name, all) = (section.name(), all.join(", "));
+    let (name, all) = (section.name(), listed(servers));
     Some(format!("{name}: no server accepts a connection ({all}); start it or correct the hosts"))
+}
+
+fn answers(server: &Address) -> bool {
+    let addresses = (server.host.as_str(), server.port).to_socket_addrs();
+    let mut addresses = addresses.into_iter().flatten();
+    addresses.any(|address| TcpStream::connect_timeout(&address, CONNECT).is_ok())
+}
+
+fn listed(servers: &[Address]) -> String {
+    servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The same for servers that DNS names: the hosts beside them are used when it names none. (CFG-303)
+fn etcd_by_dns(etcd: &Etcd3Section) -> Option<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let named = match runtime {
+        Ok(runtime) => runtime.block_on(agent::store::named_by_dns(etcd, RESOLVE)),
+        Err(why) => Err(why.to_string()),
+    };
+    let urls = match named {
+        Ok(urls) => urls,
+        Err(why) if etcd.hosts.is_empty() => return Some(format!("etcd3: {why}")),
+        Err(why) => {
+            eprintln!("warning: etcd3: {why}; the hosts are used");
+            let silent = !etcd.hosts.iter().any(answers);
+            let all = listed(&etcd.hosts);
+            return silent.then(|| format!("etcd3: no host accepts a connection either ({all})"));
+        }
+    };
+    let places = urls.iter().filter_map(|url| url.split_once("://"));
+    let servers: Vec<Address> =
+        places.filter_map(|(_, place)| Address::parse(place, None)).collect();
+    let all = listed(&servers);
+    (!servers.iter().any(answers))
+        .then(|| format!("etcd3: no server that DNS names accepts a connection ({all})"))
 }

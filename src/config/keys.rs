@@ -32,6 +32,7 @@ postgresql.authentication.superuser.USER postgresql.authentication.replication.U
 postgresql.authentication.rewind.USER
 postgresql.superuser.USER postgresql.replication.USER postgresql.pg_rewind.USER
 etcd3.host etcd3.hosts etcd3.port etcd3.url etcd3.proxy etcd3.srv etcd3.srv_suffix
+etcd3.discovery_srv etcd3.srv_domain
 etcd3.use_proxies etcd3.protocol etcd3.username etcd3.password etcd3.cacert etcd3.cert etcd3.key
 raft.self_addr raft.bind_addr raft.partner_addrs raft.data_dir raft.password
 raft.min_timeout raft.max_timeout raft.connection_timeout raft.append_entries_period

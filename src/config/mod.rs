@@ -51,9 +51,9 @@ pub use parameters::RECOVERY;
 pub use postgresql::LOGIN_OPTIONS;
 pub use secret::Secret;
 pub use sections::{
-    ConsulConsistency, ConsulSection, ConsulService, DcsSection, Etcd3Section, KubernetesPort,
-    KubernetesSection, RaftSection, RedisSection, RedisSentinels, RedisTls, ZooKeeperRight,
-    ZooKeeperSection, ZooKeeperTls,
+    ConsulConsistency, ConsulSection, ConsulService, DcsSection, Etcd3Section, EtcdSrv,
+    KubernetesPort, KubernetesSection, RaftSection, RedisSection, RedisSentinels, RedisTls,
+    ZooKeeperRight, ZooKeeperSection, ZooKeeperTls,
 };
 pub use settings::{
     Callbacks, Parameters, Postgresql, ReplicaMethod, Settings, StandbyCluster, SynchronousMode,

@@ -52,8 +52,10 @@ pub struct RaftSection {
 /// `etcd3`. (CFG-300 … CFG-307, DCS-081)
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Etcd3Section {
-    /// From `proxy`, `url`, `hosts` or `host`, the first of them that is there; never empty.
+    /// From `proxy`, `url`, `hosts` or `host`, the first of them that is there; empty only with `srv`.
     pub hosts: Vec<Address>,
+    /// DNS is asked first; `hosts` are for when it names nobody.
+    pub srv: Option<EtcdSrv>,
     /// Only the servers given, no member list of the cluster. (CFG-304)
     pub use_proxies: bool,
     /// `https` instead of `http`. (CFG-305)
@@ -64,6 +66,14 @@ pub struct Etcd3Section {
     pub cert: Option<PathBuf>,
     /// `None` with a `cert`: the key is inside the certificate's file. (CFG-307)
     pub key: Option<PathBuf>,
+}
+
+/// (CFG-303)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdSrv {
+    /// The records stand below `_tcp.` of it.
+    pub domain: String,
+    pub suffix: Option<String>,
 }
 
 /// `consul`. (CFG-310 … CFG-313)

@@ -8,7 +8,7 @@ mod zookeeper;
 use super::reader::Reader;
 use super::{
     Address, BaseUnit, ConsulConsistency, ConsulSection, ConsulService, DcsSection, Etcd3Section,
-    RaftSection, Secret,
+    EtcdSrv, RaftSection, Secret,
 };
 use serde_json::Value;
 use std::path::PathBuf;
@@ -195,6 +195,7 @@ fn etcd3(section: &Reader<'_>) -> Option<Etcd3Section> {
     let default_port = default_port.and_then(|port| u16::try_from(port).ok()).unwrap_or(2379);
     let mut found = Etcd3Section {
         hosts: Vec::new(),
+        srv: None,
         use_proxies: section.get("use_proxies").flag() || section.get("proxy").is_there(),
         https: false,
         username: section.get("username").text(),
@@ -223,15 +224,50 @@ fn etcd3(section: &Reader<'_>) -> Option<Etcd3Section> {
                 None => listed.fail(format!("{text:?} is no host:port")),
             }
         }
-    } else if section.get("srv").is_there() {
-        section.get("srv").fail("finding etcd by DNS is not built in; list the servers in hosts");
-        return None;
     }
-    if found.hosts.is_empty() {
-        section.fail("none of host, hosts, url, proxy is defined; add hosts: [host:2379]");
+    // A proxy is all that is asked for, whatever else is there.
+    if !section.get("proxy").is_there() {
+        found.srv = etcd_srv(section)?;
+    }
+    if found.hosts.is_empty() && found.srv.is_none() {
+        section.fail("none of host, hosts, srv, url, proxy is defined; add hosts: [host:2379]");
         return None;
     }
     Some(found)
+}
+
+/// The older names of the domain win over the newer one, as in Patroni. `None`: what is there is no domain,
+/// and that is said. (CFG-042, CFG-303)
+fn etcd_srv(section: &Reader<'_>) -> Option<Option<EtcdSrv>> {
+    let (reader, suffix) =
+        (section.first(&["srv_domain", "discovery_srv", "srv"]), section.get("srv_suffix"));
+    if !reader.raw().is_some_and(|value| value != "") {
+        if suffix.text().is_some() {
+            suffix.warn("is of no use without srv");
+        }
+        return Some(None);
+    }
+    let domain = reader.text()?;
+    if !is_dns_name(&domain) {
+        reader.fail(format!("{domain:?} is no domain, such as example.org"));
+        return None;
+    }
+    let suffix_text = suffix.text();
+    if let Some(text) = suffix_text.as_ref().filter(|text| text.contains('.') || !is_dns_name(text))
+    {
+        suffix.fail(format!("{text:?} is no part of a name; letters, digits, - and _ are"));
+        return None;
+    }
+    Some(Some(EtcdSrv { domain, suffix: suffix_text }))
+}
+
+/// Short enough to have the service's name put before it.
+fn is_dns_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let labels = text.strip_suffix('.').unwrap_or(text).split('.');
+    let mut labels =
+        labels.map(|label| (1..=63).contains(&label.len()) && label.bytes().all(plain));
+    text.len() <= 200 && labels.all(|good| good)
 }
 
 /// `scheme://user:password@host:port/`; what it says wins over the other keys. (CFG-302)

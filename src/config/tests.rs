@@ -508,8 +508,64 @@ fn etcd_servers() {
             assert_eq!(etcd.password.unwrap().expose(), "p@");
         }
     }
-    for section in [json!({}), json!({"srv": "x"}), json!({"host": "a:b:c"})] {
+    for section in [json!({}), json!({"srv_suffix": "x"}), json!({"host": "a:b:c"})] {
         assert!(load_text(&with(json!({"raft": null, "etcd3": section})).to_string()).is_err());
+    }
+}
+
+/// Proves CFG-042 (the older names of the domain) and CFG-303: a domain beside or instead of servers, a
+/// proxy before both; what is no domain is one line.
+#[cfg(feature = "etcd")]
+#[test]
+fn etcd_by_dns() {
+    let read = |section: Value| {
+        let (local, warnings) = loaded(json!({"raft": null, "etcd3": section}));
+        let DcsSection::Etcd3(etcd) = local.dcs else { panic!("not etcd3") };
+        let srv = etcd.srv.map(|srv| (srv.domain, srv.suffix.unwrap_or_default()));
+        let hosts: Vec<String> = etcd.hosts.iter().map(ToString::to_string).collect();
+        let (domain, suffix) = srv.unwrap_or_default();
+        (domain, suffix, hosts.join(" "), warnings.len())
+    };
+    for (section, domain, suffix, hosts) in [
+        (json!({"srv": "example.org"}), "example.org", "", ""),
+        (json!({"srv": "example.org.", "srv_suffix": "east_1"}), "example.org.", "east_1", ""),
+        (json!({"discovery_srv": "a.b"}), "a.b", "", ""),
+        (json!({"srv_domain": "a.b", "hosts": "h"}), "a.b", "", "h:2379"),
+        (json!({"srv": "x", "discovery_srv": "y", "srv_domain": "z"}), "z", "", ""),
+        (json!({"srv": "x", "discovery_srv": "y"}), "y", "", ""),
+        (json!({"srv": "x", "url": "http://h:1"}), "x", "", "h:1"),
+        (json!({"srv": "x", "proxy": "http://h:1"}), "", "", "h:1"),
+        (json!({"srv": "", "host": "h"}), "", "", "h:2379"),
+    ] {
+        let expected = (domain.to_owned(), suffix.to_owned(), hosts.to_owned(), 0);
+        assert_eq!(read(section.clone()), expected, "{section}");
+    }
+    assert_eq!(read(json!({"srv_suffix": "x", "host": "h"})).3, 1, "a suffix of nothing");
+    let variables = environment(&[
+        ("HOME", "/home/x"),
+        ("PATRONI_ETCD3_SRV", "e.org"),
+        ("PATRONI_ETCD3_SRV_SUFFIX", "west"),
+    ]);
+    let file = with(json!({"raft": null})).to_string();
+    let mut with_file = tempfile::Builder::new().suffix(".yml").tempfile().unwrap();
+    with_file.write_all(file.as_bytes()).unwrap();
+    let (local, _) = load(Some(with_file.path()), &variables).unwrap();
+    let DcsSection::Etcd3(etcd) = local.dcs else { panic!("not etcd3") };
+    let srv = EtcdSrv { domain: "e.org".into(), suffix: Some("west".into()) };
+    assert_eq!(etcd.srv, Some(srv));
+    for (section, words) in [
+        (json!({"srv": "https://example.org"}), r#"etcd3.srv: "https://example.org" is no domain"#),
+        (json!({"srv": "h:2379"}), r#"etcd3.srv: "h:2379" is no domain"#),
+        (json!({"discovery_srv": "a..b"}), r#"etcd3.discovery_srv: "a..b" is no domain"#),
+        (json!({"srv": "a b", "hosts": "h"}), r#"etcd3.srv: "a b" is no domain"#),
+        (json!({"srv": "x".repeat(64)}), "is no domain"),
+        (json!({"srv": "x", "srv_suffix": "a b", "hosts": "h"}), "etcd3.srv_suffix: "),
+        (json!({"srv": ["a"]}), "etcd3.srv: "),
+        (json!({"srv": "x", "srv_suffix": "a.b"}), r#"etcd3.srv_suffix: "a.b" is no part"#),
+    ] {
+        let file = with(json!({"raft": null, "etcd3": section})).to_string();
+        let line = load_text(&file).unwrap_err().to_string();
+        assert!(line.contains(words) && line.lines().count() == 1, "{section}: {line}");
     }
 }
 

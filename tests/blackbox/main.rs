@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod crashes;
+mod discovery;
 mod examples;
 mod failsafe;
 mod guard;
@@ -184,4 +185,10 @@ async fn the_primary_outlives_the_store() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_full_store_costs_no_primary() {
     outage::a_full_store_costs_no_primary().await;
+}
+
+/// Only etcd's servers are found by DNS.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn etcd_is_known_to_dns_alone() {
+    discovery::etcd_is_known_to_dns_alone().await;
 }

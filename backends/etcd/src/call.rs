@@ -79,14 +79,28 @@ impl Endpoints {
         let mut logins = 0;
         let mut repeated = false;
         let mut why = String::from("the deadline had passed");
+        let mut named = self.begin(by).await;
         loop {
             let Some((endpoint, count)) = self.current() else {
-                let why = "no endpoints are configured (discovery by srv is not built yet)".into();
-                return Err(Failure::Failed(DcsError::NotRetriable { store: "etcd".into(), why }));
+                let Err(nobody) = named else {
+                    let why = "no endpoints are configured".into();
+                    let store = "etcd".into();
+                    return Err(Failure::Failed(DcsError::NotRetriable { store, why }));
+                };
+                match pauses.next(by, None) {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => {
+                        let tried_ms = boottime().since(began);
+                        let error = DcsError::unreachable("etcd", tried_ms, nobody);
+                        return Err(Failure::Failed(error));
+                    }
+                }
+                named = self.begin(by).await;
+                continue;
             };
             let left = by.left();
             if left.is_zero() {
-                return Err(unreachable(&endpoint, began, &why));
+                return Err(unreachable(&endpoint, began, &told(&why, &named)));
             }
             let mut sent = None;
             let attempt = self.attempt(&endpoint, &ask, &mut sent);
@@ -123,6 +137,8 @@ impl Endpoints {
                 Trouble::OtherEndpoint => {
                     self.give_up(&endpoint);
                     failures += 1;
+                    // What was said once in this call is told at its end.
+                    named = self.begin(by).await.and(named);
                     if failures < count {
                         continue;
                     }
@@ -165,7 +181,7 @@ impl Endpoints {
             }
             match pauses.next(by, None) {
                 Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(unreachable(&endpoint, began, &why)),
+                None => return Err(unreachable(&endpoint, began, &told(&why, &named))),
             }
         }
     }
@@ -183,6 +199,8 @@ impl Endpoints {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let began = boottime();
+        // Who does not know whom to ask says so below.
+        let _ = self.begin(by).await;
         let endpoints = self.in_order(LANES);
         let why = Mutex::new("no answer".to_owned());
         let settled = hedged(by, |lane| {
@@ -276,6 +294,14 @@ fn attempt_time(budget: Duration, endpoints: usize) -> Duration {
         more => u32::try_from(more).unwrap_or(u32::MAX),
     };
     (budget / attempts).max(Duration::from_secs(1))
+}
+
+/// What the last server said, and DNS, if it was asked in vain.
+fn told(why: &str, named: &Result<(), String>) -> String {
+    match named {
+        Ok(()) => why.to_owned(),
+        Err(nobody) => format!("{why}; {nobody}"),
+    }
 }
 
 fn unreachable(endpoint: &Endpoint, began: Millis, why: &str) -> Failure {

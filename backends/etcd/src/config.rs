@@ -1,6 +1,7 @@
 //! How to reach etcd: what the section `etcd3` says, and the client options made of it.
 
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The section `etcd3`, resolved. (CFG-300 … CFG-307)
@@ -19,9 +20,11 @@ pub struct EtcdConfig {
     pub key: Option<String>,
     /// The endpoints are proxies: their members are never asked for. (DCS-081)
     pub use_proxies: bool,
-    /// DNS discovery. Not built yet: with neither `endpoints` every call is refused with that text.
+    /// The domain below which DNS names the servers; `endpoints` are for when it names none. (CFG-303)
     pub srv: Option<String>,
     pub srv_suffix: Option<String>,
+    /// Whom to ask; none: those of /etc/resolv.conf.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 impl Default for EtcdConfig {
@@ -37,6 +40,7 @@ impl Default for EtcdConfig {
             use_proxies: false,
             srv: None,
             srv_suffix: None,
+            name_servers: Vec::new(),
         }
     }
 }

@@ -5,6 +5,8 @@
 //! the time left, moves on when that one does not answer, and charges everything it does
 //! (connecting, logging in, waiting, trying again) to the one deadline it was given ([`crate::call`]).
 
+mod begin;
+
 use crate::EtcdConfig;
 use crate::names::Names;
 use crate::trouble::{Trouble, classify, whole_text};
@@ -88,6 +90,12 @@ impl Endpoint {
 struct State {
     list: Vec<Arc<Endpoint>>,
     current: usize,
+    /// What the list was begun with; it stays in it.
+    base: Vec<String>,
+    /// How often the current endpoint was left since somebody answered. (DCS-073)
+    given_up: usize,
+    /// Why DNS named nobody when it was asked last.
+    nobody: Option<String>,
     /// The cluster we know and the highest term seen in it. (DCS-078)
     cluster: Option<(u64, u64)>,
     /// When the members were last asked for; `None` asks again at the next good moment.
@@ -98,6 +106,9 @@ struct State {
 pub(crate) struct Endpoints {
     config: EtcdConfig,
     names: Names,
+    spread: usize,
+    /// One call asks DNS for the servers, the others wait for it.
+    asking: tokio::sync::Mutex<()>,
     /// Members are asked for this often, at the most. (DCS-081)
     discover_every_ms: u64,
     state: Mutex<State>,
@@ -117,15 +128,22 @@ impl Endpoints {
         discover_every_ms: u64,
         names: Names,
     ) -> Arc<Self> {
-        let list: Vec<_> = config.urls().into_iter().map(Endpoint::new).collect();
+        // DNS goes before what is listed, and is asked at the first use.
+        let base = if config.srv.is_none() { config.urls() } else { Vec::new() };
+        let list: Vec<_> = base.iter().cloned().map(Endpoint::new).collect();
         let current = spread.checked_rem(list.len()).unwrap_or(0);
         Arc::new(Self {
             config,
             names,
+            spread,
+            asking: tokio::sync::Mutex::new(()),
             discover_every_ms,
             state: Mutex::new(State {
                 list,
                 current,
+                base,
+                given_up: 0,
+                nobody: None,
                 cluster: None,
                 discovered: None,
                 discovering: false,
@@ -180,6 +198,7 @@ impl Endpoints {
         let mut state = self.state();
         if state.list.get(state.current).is_some_and(|now| Arc::ptr_eq(now, endpoint)) {
             state.current = (state.current + 1) % state.list.len();
+            state.given_up = state.given_up.saturating_add(1);
             state.discovered = None;
             drop(state);
             self.moved.send_modify(|count| *count += 1);
@@ -189,24 +208,25 @@ impl Endpoints {
     /// Is this answer from a node that missed an election? Such a node must not be believed.
     /// (DCS-078)
     pub fn is_stale(&self, header: Option<&ResponseHeader>) -> bool {
-        let Some(header) = header else { return false };
-        let (id, term) = (header.cluster_id(), header.raft_term());
         let mut state = self.state();
-        match state.cluster {
-            Some((known, highest)) if known == id => {
-                state.cluster = Some((id, highest.max(term)));
-                term < highest
-            }
-            Some(_) | None => {
-                state.cluster = Some((id, term));
-                false
-            }
+        let stale = header.is_some_and(|header| {
+            let (id, term) = (header.cluster_id(), header.raft_term());
+            let highest = state.cluster.filter(|(known, _)| *known == id).map_or(0, |both| both.1);
+            state.cluster = Some((id, highest.max(term)));
+            term < highest
+        });
+        if !stale {
+            state.given_up = 0;
         }
+        stale
     }
 
     /// A client of the current endpoint for a long-lived stream.
     pub async fn stream_client(&self, by: Deadline) -> Result<(Client, Arc<Endpoint>), String> {
-        let Some((endpoint, _)) = self.current() else { return Err("no endpoints".into()) };
+        let begun = self.begin(by).await;
+        let Some((endpoint, _)) = self.current() else {
+            return Err(begun.err().unwrap_or_else(|| "no endpoints".into()));
+        };
         match timeout(by.left(), self.client_of(&endpoint)).await {
             Ok(Ok(held)) => Ok((held.client, endpoint)),
             Ok(Err(Before::Config(why))) => Err(why),
@@ -219,11 +239,6 @@ impl Endpoints {
                 Err("no connection".to_owned())
             }
         }
-    }
-
-    /// Nothing answered: what the configuration says is the last resort. (DCS-073)
-    pub fn back_to_configured(&self) {
-        self.replace_list(self.config.urls());
     }
 
     /// Asks for the members when it is time, beside the calls, never in their way.
@@ -268,13 +283,13 @@ impl Endpoints {
             if urls.is_empty() {
                 return;
             }
-            // What was configured stays in the list: members may advertise what only they can
-            // reach.
-            for url in endpoints.config.urls() {
-                if !urls.contains(&url) {
-                    urls.push(url);
-                }
-            }
+            // What it was begun with stays in the list: members may advertise what only they can
+            // reach. DNS gave an order to its own, which is kept.
+            let base = endpoints.state().base.clone();
+            let urls = match endpoints.config.srv {
+                Some(_) => begin::merged(base, urls),
+                None => begin::merged(urls, base),
+            };
             endpoints.replace_list(urls.clone());
             endpoints.names.renew(&urls).await;
         });
@@ -284,13 +299,7 @@ impl Endpoints {
     fn replace_list(&self, urls: Vec<String>) {
         let mut state = self.state();
         let now = state.list.get(state.current).cloned();
-        let list: Vec<_> = urls
-            .into_iter()
-            .map(|url| {
-                let known = state.list.iter().find(|endpoint| endpoint.url == url).cloned();
-                known.unwrap_or_else(|| Endpoint::new(url))
-            })
-            .collect();
+        let list = state.listed(urls);
         let place = now.and_then(|now| list.iter().position(|one| Arc::ptr_eq(one, &now)));
         state.current = place.unwrap_or(0);
         state.list = list;

@@ -3,6 +3,7 @@
 use crate::EtcdConfig;
 use crate::call::{Answer, Failure};
 use crate::endpoints::Endpoints;
+use crate::srv;
 use async_trait::async_trait;
 use etcd_client::{GetOptions, GetResponse, ResponseHeader, Txn, TxnResponse};
 use hathi_dcs::flat::copy::{self, view_of};
@@ -118,6 +119,18 @@ pub fn open(config: EtcdConfig, scope: Scope, me: MemberName, timing: Timing) ->
         me,
         lease: Tenure::new(timing),
     }))
+}
+
+/// The servers that DNS names below `config.srv`, as URLs: what the store would begin with. None without
+/// `srv`.
+///
+/// # Errors
+/// One line: who was asked for which names, and what each said.
+pub async fn named_by_dns(config: &EtcdConfig, by: Deadline) -> Result<Vec<String>, String> {
+    match &config.srv {
+        Some(domain) => srv::find(config, domain, by).await,
+        None => Ok(Vec::new()),
+    }
 }
 
 #[async_trait]

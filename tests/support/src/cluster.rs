@@ -7,12 +7,12 @@ use crate::process::{Process, alive, belonging_to, signal_pid, tail};
 use crate::rest::{self, Answer};
 use crate::{
     Consul, ConsulOptions, Etcd, EtcdOptions, EtcdVersion, Kubernetes, KubernetesOptions, Redis,
-    RedisOptions, StoreServers, ZooKeeper, ZooKeeperOptions, osuser, ports, sql, wait, yaml,
+    RedisOptions, StoreServers, ZooKeeper, ZooKeeperOptions, dns, osuser, ports, sql, wait, yaml,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -56,6 +56,8 @@ pub struct ClusterOptions {
     pub etcd: EtcdVersion,
     /// Each node on a machine of its own, with its member of etcd; else all on 127.0.0.1.
     pub network: Option<Arc<Network>>,
+    /// Whom its agents ask for names, instead of the machine's own name servers (needs root).
+    pub name_server: Option<IpAddr>,
     /// Wall clocks that can jump (needs `network` and libfaketime).
     pub wall_clocks: bool,
 }
@@ -65,7 +67,8 @@ impl ClusterOptions {
         let (dcs, local) = (json!({}), json!({}));
         let hathi = PathBuf::from(hathi);
         let etcd = EtcdVersion::V35;
-        Self { nodes: 3, agent, store, hathi, dcs, local, etcd, network: None, wall_clocks: false }
+        let (network, name_server, wall_clocks) = (None, None, false);
+        Self { nodes: 3, agent, store, hathi, dcs, local, etcd, network, name_server, wall_clocks }
     }
 }
 
@@ -324,8 +327,14 @@ impl Cluster {
     pub fn start_agent(&mut self, i: usize) {
         let command = self.agent_command(i);
         let log = self.nodes[i].log();
-        let machine = self.nodes[i].machine.clone();
-        self.nodes[i].process = Some(Process::start_on(machine.as_deref(), command, &log));
+        let process = match self.options.name_server {
+            Some(server) => {
+                let dir = self.dir.path();
+                Process::start_by(command, &log, |command| dns::spawn_asking(server, dir, command))
+            }
+            None => Process::start_on(self.nodes[i].machine.as_deref(), command, &log),
+        };
+        self.nodes[i].process = Some(process);
     }
 
     pub fn agent_running(&mut self, i: usize) -> bool {

@@ -43,6 +43,8 @@ pub struct EtcdOptions {
     pub members: usize,
     /// https only, and every client must show a certificate.
     pub tls: bool,
+    /// The same for the members among themselves.
+    pub peer_tls: bool,
     /// Clients reach each member through a proxy that can lose answers, and are told so.
     pub proxied: bool,
     /// Seconds until a token that is not used is forgotten.
@@ -53,7 +55,8 @@ pub struct EtcdOptions {
 
 impl EtcdOptions {
     pub fn new(version: EtcdVersion, members: usize) -> Self {
-        Self { version, members, tls: false, proxied: false, token_ttl: None, quota_bytes: None }
+        let (tls, peer_tls, proxied) = (false, false, false);
+        Self { version, members, tls, peer_tls, proxied, token_ttl: None, quota_bytes: None }
     }
 }
 
@@ -120,7 +123,8 @@ impl Etcd {
         leftovers::clean("hathi-etcd-");
         let dir = osuser::server_dir("hathi-etcd-");
         let owner = Owner::of(dir.path()).expect("the lock of the run's directory");
-        let certs = options.tls.then(|| Certs::make(dir.path()));
+        let tls = options.tls || options.peer_tls;
+        let certs = tls.then(|| Certs::make(dir.path()));
         let mut seats = Seats::default();
         let members = (0..options.members)
             .map(|i| {
@@ -205,6 +209,16 @@ impl Etcd {
         format!("{scheme}://{host}:{port}")
     }
 
+    fn peer_url(&self, member: &Member) -> String {
+        let scheme = if self.options.peer_tls { "https" } else { "http" };
+        format!("{scheme}://{}:{}", member.host, member.peer)
+    }
+
+    /// Where the members talk to each other.
+    pub fn peer_ports(&self) -> Vec<u16> {
+        self.members.iter().map(|m| m.peer).collect()
+    }
+
     pub fn client_ports(&self) -> Vec<u16> {
         self.members.iter().map(|m| m.client).collect()
     }
@@ -239,11 +253,8 @@ impl StoreServers for Etcd {
     fn start_all(&mut self) {
         let binary = self.options.version.binary();
         assert!(binary.exists(), "{} is not there: run scripts/setup", binary.display());
-        let initial: Vec<String> = self
-            .members
-            .iter()
-            .map(|m| format!("{}=http://{}:{}", m.name, m.host, m.peer))
-            .collect();
+        let initial: Vec<String> =
+            self.members.iter().map(|m| format!("{}={}", m.name, self.peer_url(m))).collect();
         let initial = initial.join(",");
         for (i, advertised) in self.urls().into_iter().enumerate() {
             if self.seats.runs(i) {
@@ -251,7 +262,7 @@ impl StoreServers for Etcd {
             }
             let m = &self.members[i];
             let client = self.url(m.host, m.client);
-            let peer = format!("http://{}:{}", m.host, m.peer);
+            let peer = self.peer_url(m);
             let metrics = format!("http://{}:{}", m.host, m.metrics);
             let mut command = Command::new(&binary);
             command.env_clear().args(["--name", &m.name, "--data-dir"]).arg(&m.dir);
@@ -264,7 +275,12 @@ impl StoreServers for Etcd {
             if self.options.version == EtcdVersion::V35 {
                 command.arg("--unsafe-no-fsync");
             }
-            if let Some(certs) = &self.certs {
+            if let Some(certs) = self.certs.as_ref().filter(|_| self.options.peer_tls) {
+                command.arg("--peer-cert-file").arg(&certs.cert);
+                command.arg("--peer-key-file").arg(&certs.key);
+                command.arg("--peer-trusted-ca-file").arg(&certs.ca).arg("--peer-client-cert-auth");
+            }
+            if let Some(certs) = self.certs.as_ref().filter(|_| self.options.tls) {
                 command.arg("--cert-file").arg(&certs.cert).arg("--key-file").arg(&certs.key);
                 command.arg("--trusted-ca-file").arg(&certs.ca).arg("--client-cert-auth");
             }

@@ -10,6 +10,7 @@ pub mod chaos;
 pub mod check;
 pub mod cluster;
 pub mod consul;
+pub mod dns;
 pub mod etcd;
 pub mod kubernetes;
 pub mod leftovers;
@@ -29,6 +30,7 @@ pub mod zookeeper;
 
 pub use cluster::{Agent, Cluster, ClusterOptions, Node, Store};
 pub use consul::{Consul, ConsulOptions};
+pub use dns::{Mood, NameServer};
 pub use etcd::{Etcd, EtcdOptions, EtcdVersion};
 pub use kubernetes::{Kubernetes, KubernetesOptions};
 pub use network::Network;

@@ -22,14 +22,23 @@ impl Process {
     }
 
     /// The same on a machine of its own.
-    pub fn start_on(machine: Option<&Machine>, mut command: Command, log: &Path) -> Self {
+    pub fn start_on(machine: Option<&Machine>, command: Command, log: &Path) -> Self {
+        Self::start_by(command, log, |command| match machine {
+            Some(machine) => machine.spawn(command),
+            None => command.spawn(),
+        })
+    }
+
+    /// The same, spawned by the caller.
+    pub fn start_by(
+        mut command: Command,
+        log: &Path,
+        spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>,
+    ) -> Self {
         let out = File::options().create(true).append(true).open(log).expect("the log file opens");
         let err = out.try_clone().expect("a file handle can be cloned");
         crate::osuser::as_server(&mut command).stdin(Stdio::null()).stdout(out).stderr(err);
-        let child = match machine {
-            Some(machine) => machine.spawn(&mut command),
-            None => command.spawn(),
-        };
+        let child = spawn(&mut command);
         let child = child.unwrap_or_else(|e| panic!("start {command:?}: {e}"));
         Self { child, log: log.to_owned() }
     }

@@ -6,5 +6,6 @@ mod conformance;
 mod harness;
 mod layout;
 mod members;
+mod srv;
 mod thrift;
 mod tls;
