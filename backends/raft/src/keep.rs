@@ -61,7 +61,7 @@ fn unchanged(copy: &Copy, last: Option<LogId>, op: &Op) -> Option<(u64, Reply)> 
     let applied = copy.applied.filter(|_| copy.applied == last)?.index;
     let (wish, version) = match op {
         Op::KeepAlive { lease } => (lease, applied),
-        Op::Hold { key, lease, force: _ } => {
+        Op::Hold { key, lease, force: _, renewal: _ } => {
             let entry = copy.machine.keys.get(key)?;
             let held = entry.value == lease.owner && entry.lease == Some(lease.id);
             (lease, held.then_some(entry.mod_index)?)
@@ -101,14 +101,15 @@ mod tests {
     }
 
     fn hold(lease: LeaseWish) -> Op {
-        Op::Hold { key: "leader".into(), lease, force: false }
+        Op::Hold { key: "leader".into(), lease, force: false, renewal: true }
     }
 
     /// "a" holds the key by lease 7, as entry 3 says; nothing came after that.
     fn held() -> Copy {
         let mut copy = Copy::default();
         copy.applied = Some(id(3));
-        let command = Command { id: RequestId(1, 1), op: hold(wish(7)) };
+        let first = Op::Hold { key: "leader".into(), lease: wish(7), force: false, renewal: false };
+        let command = Command { id: RequestId(1, 1), op: first };
         copy.machine.apply(3, &command, &mut Effects::default());
         copy
     }
@@ -125,7 +126,7 @@ mod tests {
         assert_eq!(now(&hold(wish(8))), None, "held by another lease");
         assert_eq!(now(&keep(LeaseWish { ttl_ms: 2_000, ..wish(7) })), None, "another ttl");
         assert_eq!(now(&keep(LeaseWish { owner: "b".into(), ..wish(7) })), None, "another owner");
-        let other = Op::Hold { key: "other".into(), lease: wish(7), force: true };
+        let other = Op::Hold { key: "other".into(), lease: wish(7), force: true, renewal: false };
         assert_eq!(now(&other), None, "nobody holds that key");
         assert_eq!(now(&Op::Nothing), None);
         let open = unchanged(&held(), Some(id(4)), &hold(wish(7)));

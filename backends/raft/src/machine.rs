@@ -40,11 +40,15 @@ pub struct LeaseWish {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     /// Take `key` with the value `lease.owner`, if it is absent or carries that value already; the
-    /// lease lives on. `force`: whoever holds it. (DCS-002, DCS-003, DCS-005)
+    /// lease lives on. `force`: whoever holds it. `renewal`: only if it is this lease's already, because
+    /// a renewal that comes late, after a release, must create nothing. (DCS-002, DCS-003, DCS-005,
+    /// DCS-027)
     Hold {
         key: String,
         lease: LeaseWish,
         force: bool,
+        #[serde(default)]
+        renewal: bool,
     },
     /// Delete `key` if its value is `me`, after writing `first`. (DCS-004)
     Release {
@@ -140,9 +144,14 @@ impl Machine {
 
     fn run(&mut self, index: u64, op: &Op, effects: &mut Effects) -> Reply {
         match op {
-            Op::Hold { key, lease, force } => {
+            Op::Hold { key, lease, force, renewal } => {
                 let held = self.keys.get(key);
+                let its =
+                    |entry: &Entry| entry.value == lease.owner && entry.lease == Some(lease.id);
                 match held {
+                    held if *renewal && !held.is_some_and(its) => {
+                        Reply::Held(held.map(|entry| entry.value.clone()))
+                    }
                     Some(entry) if entry.value == lease.owner => {
                         let bound = entry.lease == Some(lease.id);
                         let mod_index = entry.mod_index;
@@ -273,7 +282,7 @@ mod tests {
     }
 
     fn hold(id: u64, owner: &str) -> Op {
-        Op::Hold { key: "leader".into(), lease: lease(id, owner), force: false }
+        Op::Hold { key: "leader".into(), lease: lease(id, owner), force: false, renewal: false }
     }
 
     /// Proves DCS-192, DCS-002, DCS-003.
@@ -292,6 +301,37 @@ mod tests {
         assert_eq!(log.run(release("b")), Reply::Held(Some("a".into())));
         assert_eq!(log.run(release("a")), Reply::Done(7));
         assert_eq!(log.run(release("a")), Reply::Held(None));
+    }
+
+    /// Proves DCS-027: a renewal that was held up creates nothing and binds nothing to its lease.
+    #[test]
+    fn a_late_renewal_makes_no_key() {
+        let mut log = Log(Machine::default(), 0);
+        let renew = |id| Op::Hold {
+            key: "leader".into(),
+            lease: lease(id, "a"),
+            force: false,
+            renewal: true,
+        };
+        log.run(hold(1, "a"));
+        assert_eq!(log.run(renew(1)), Reply::Done(1));
+        log.run(Op::Release { key: "leader".into(), me: "a".into(), first: None });
+        assert_eq!(log.run(renew(1)), Reply::Held(None));
+        log.run(hold(2, "a"));
+        assert_eq!(log.run(renew(1)), Reply::Held(Some("a".into())), "of a former life");
+        assert_eq!(log.0.keys["leader"].lease, Some(2));
+        log.run(Op::Revoke { owner: "a".into() });
+        log.run(hold(3, "b"));
+        assert_eq!(log.run(renew(1)), Reply::Held(Some("b".into())));
+        assert_eq!(log.0.leases.len(), 1, "it leaves no lease");
+    }
+
+    /// What stood in a log before renewals were told apart is read as it was meant.
+    #[test]
+    fn an_older_log_is_read() {
+        let text = r#"{"Hold":{"key":"k","lease":{"id":1,"ttl_ms":2,"owner":"a"},"force":true}}"#;
+        let op: Op = serde_json::from_str(text).expect("an older entry");
+        assert!(matches!(op, Op::Hold { force: true, renewal: false, .. }), "{op:?}");
     }
 
     /// Proves DCS-193 (a racing keepalive wins).

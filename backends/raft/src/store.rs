@@ -124,9 +124,9 @@ impl RaftStore {
         }
     }
 
-    async fn hold(&self, force: bool, by: Deadline) -> Result<(), DcsError> {
-        let op = Op::Hold { key: self.key("leader"), lease: self.wish(), force };
-        owned(self.run(op, by).await?)
+    async fn hold(&self, force: bool, renewal: bool, by: Deadline) -> Result<Reply, DcsError> {
+        let op = Op::Hold { key: self.key("leader"), lease: self.wish(), force, renewal };
+        self.run(op, by).await
     }
 
     /// Reads this member's copy if it is known to be in touch and not older than what this handle
@@ -213,15 +213,21 @@ impl Dcs for RaftStore {
     }
 
     async fn acquire_leader(&self, by: Deadline) -> Result<(), DcsError> {
-        self.hold(false, by).await
+        owned(self.hold(false, false, by).await?)
     }
 
     async fn take_leader(&self, by: Deadline) -> Result<(), DcsError> {
-        self.hold(true, by).await
+        owned(self.hold(true, false, by).await?)
     }
 
     async fn renew_leader(&self, by: Deadline) -> Result<(), DcsError> {
-        self.hold(false, by).await
+        match self.hold(false, true, by).await? {
+            // Gone, or on the lease of a former life: asked for in a step of its own. (DCS-027)
+            Reply::Held(holder) if holder.as_ref().is_none_or(|holder| *holder == self.me.0) => {
+                owned(self.hold(false, false, by).await?)
+            }
+            reply => owned(reply),
+        }
     }
 
     async fn release_leader(&self, status: Option<&Status>, by: Deadline) -> Result<(), DcsError> {

@@ -22,7 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// The last byte is the version of the protocol.
-const MAGIC: &[u8; 8] = b"HATHIRF\x01";
+const MAGIC: &[u8; 8] = b"HATHIRF\x02";
 const TAG: usize = 16;
 const SMALL: usize = 4 << 10;
 /// Larger frames end the connection.
