@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// The primary stops before its lease could be another's, another leads, the old one rewinds and
 /// follows when the cable is back.
 ///
-/// Proves HA-304 and INV-01 behind a real cut.
+/// Proves HA-304 and INV-1 behind a real cut.
 pub async fn primary_cut_from_everything(network: Arc<Network>, store: Store) {
     let stage = Stage::new(network, store).await;
     let old = stage.primary;
