@@ -86,6 +86,10 @@ impl Connections {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub fn is_full(&self) -> bool {
+        self.lock().len() >= self.most
+    }
+
     /// A place for a new connection; `None` when all of them carry out orders.
     pub fn admit(self: &Arc<Self>) -> Option<Place> {
         let mut open = self.lock();

@@ -104,9 +104,12 @@ pub fn open<S: Routes>(door: &Arc<Door<S>>, listeners: Vec<TcpListener>) -> Join
         accepting.spawn(async move {
             loop {
                 match listener.accept().await {
-                    Ok((stream, address)) => door.enter(|door, place| async move {
-                        greet(stream, address, door, place).await;
-                    }),
+                    Ok((stream, address)) => {
+                        door.enter(|door, place| async move {
+                            greet(stream, address, door, place).await;
+                        });
+                        door.hears_them().await;
+                    }
                     Err(why) => exhausted(&why).await,
                 }
             }
@@ -123,10 +126,13 @@ pub fn open_local<S: Routes>(door: &Arc<Door<S>>, socket: Option<LocalSocket>) -
         accepting.spawn(async move {
             loop {
                 match socket.listener.accept().await {
-                    Ok((stream, _)) => door.enter(|door, place| async move {
-                        let peer = Peer { address: None, has_certificate: false };
-                        talk(stream, Whence::SocketFile, peer, door, place).await;
-                    }),
+                    Ok((stream, _)) => {
+                        door.enter(|door, place| async move {
+                            let peer = Peer { address: None, has_certificate: false };
+                            talk(stream, Whence::SocketFile, peer, door, place).await;
+                        });
+                        door.hears_them().await;
+                    }
                     Err(why) => exhausted(&why).await,
                 }
             }
@@ -151,6 +157,14 @@ impl Lane {
 }
 
 impl<S: Routes> Door<S> {
+    /// Where newcomers take the places of others, who has just come is listened to before one more comes:
+    /// or a crowd that is faster than we are would push out those whose question is here already.
+    async fn hears_them(&self) {
+        if self.connections.is_full() {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Begins a talk, if there is a place and the end has not begun.
     fn enter<F>(self: &Arc<Self>, talk: impl FnOnce(Arc<Self>, Place) -> F)
     where
@@ -265,6 +279,8 @@ where
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
+        // In this order: who has asked is answered before it makes room.
+        biased;
         ended = connection.as_mut() => Some(ended),
         () = place.line.told_to_go() => return,
         _ = closed.changed() => None,
@@ -309,30 +325,62 @@ mod tests {
         }
     }
 
+    /// A door with so many places; where it is, and what keeps it open.
+    async fn opened(most: usize) -> (SocketAddr, impl Sized) {
+        let config = RestConfig::on("127.0.0.1:0");
+        let (put, current) = watch::channel(Current::of(&config).expect("a configuration"));
+        let (closing, closed) = watch::channel(false);
+        let (alive, all_gone) = mpsc::channel(1);
+        let tally = Arc::new(Tally::default());
+        let connections = Connections::new(most, Arc::clone(&tally));
+        let (service, lane, weak) = (Faulty, Lane::default(), alive.downgrade());
+        let door = Door { service, connections, lane, current, tally, closed, alive: weak };
+        let listeners = crate::api::listen::bind(&config.listen, 64).await.expect("a free port");
+        let address = listeners[0].local_addr().expect("bound");
+        (address, (open(&Arc::new(door), listeners), put, closing, alive, all_gone))
+    }
+
+    async fn asked(address: SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await.expect("sent");
+        stream
+    }
+
+    async fn is_answered(mut stream: TcpStream) {
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        tokio::time::timeout(Duration::from_secs(20), read).await.expect("in time").expect("all");
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+    }
+
     /// Proves REST-457 (an internal error): a fault is answered with 500, and the next one is served.
     #[tokio::test]
     async fn a_fault_of_ours_is_an_answer() {
-        let config = RestConfig::on("127.0.0.1:0");
-        let (_put, current) = watch::channel(Current::of(&config).expect("a configuration"));
-        let (_closing, closed) = watch::channel(false);
-        let (alive, _all_gone) = mpsc::channel(1);
-        let tally = Arc::new(Tally::default());
-        let connections = Connections::new(8, Arc::clone(&tally));
-        let (service, lane, alive) = (Faulty, Lane::default(), alive.downgrade());
-        let door = Door { service, connections, lane, current, tally, closed, alive };
-        let listeners = crate::api::listen::bind(&config.listen, 8).await.expect("a free port");
-        let address = listeners[0].local_addr().expect("bound");
-        let _accepting = open(&Arc::new(door), listeners);
+        let (address, _open) = opened(8).await;
         for _ in 0..2 {
-            let mut stream = TcpStream::connect(address).await.expect("it listens");
-            stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await.expect("sent");
-            let mut answer = String::new();
-            let read = stream.read_to_string(&mut answer);
-            tokio::time::timeout(Duration::from_secs(20), read)
-                .await
-                .expect("in time")
-                .expect("all");
-            assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+            is_answered(asked(address).await).await;
+        }
+    }
+
+    /// Proves REST-451: whoever asks at once is answered, also when many more come at the same moment than
+    /// there are places.
+    #[tokio::test]
+    async fn a_burst_pushes_nobody_out() {
+        let (address, _open) = opened(2).await;
+        // From a thread of its own: all of them are here before the first one is accepted.
+        let all = std::thread::spawn(move || {
+            let ask = |_| {
+                let mut stream = std::net::TcpStream::connect(address).expect("it listens");
+                let question = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
+                std::io::Write::write_all(&mut stream, question).expect("sent");
+                stream.set_nonblocking(true).expect("a socket");
+                stream
+            };
+            (0..40).map(ask).collect::<Vec<_>>()
+        });
+        // The runtime, which has this one thread, stands still until they are.
+        for stream in all.join().expect("connected") {
+            is_answered(TcpStream::from_std(stream).expect("a socket")).await;
         }
     }
 }

@@ -122,8 +122,18 @@ impl Play {
 
     /// Waits until everybody stands where the next requests want them; `leader` leads.
     pub async fn settled(&self, leader: &str) {
+        let wanted = self.cast[leader];
+        // A leader that was held shows itself as one until it gets to what it is asked for.
+        self.cluster
+            .wait(&format!("{leader} leads"), SETTLED, || async {
+                match self.cluster.leader().await? {
+                    is if is == wanted => Ok(()),
+                    is => Err(format!("{} leads", self.cluster.nodes[is].name)),
+                }
+            })
+            .await;
         let is = self.cluster.healthy(SETTLED).await;
-        assert_eq!(is, self.cast[leader], "{leader} leads\n{}", self.cluster.report());
+        assert_eq!(is, wanted, "{leader} leads\n{}", self.cluster.report());
     }
 
     pub async fn patch(&self, patch: Value, shown: impl Fn(&Value) -> bool) {
