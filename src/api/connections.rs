@@ -86,6 +86,10 @@ impl Connections {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
     pub fn is_full(&self) -> bool {
         self.lock().len() >= self.most
     }

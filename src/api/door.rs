@@ -102,13 +102,14 @@ pub fn open<S: Routes>(door: &Arc<Door<S>>, listeners: Vec<TcpListener>) -> Join
     for listener in listeners {
         let door = Arc::clone(door);
         accepting.spawn(async move {
+            let mut newcomers = 0;
             loop {
                 match listener.accept().await {
                     Ok((stream, address)) => {
                         door.enter(|door, place| async move {
                             greet(stream, address, door, place).await;
                         });
-                        door.hears_them().await;
+                        door.hears_them(&mut newcomers).await;
                     }
                     Err(why) => exhausted(&why).await,
                 }
@@ -124,6 +125,7 @@ pub fn open_local<S: Routes>(door: &Arc<Door<S>>, socket: Option<LocalSocket>) -
     if let Some(socket) = socket {
         let door = Arc::clone(door);
         accepting.spawn(async move {
+            let mut newcomers = 0;
             loop {
                 match socket.listener.accept().await {
                     Ok((stream, _)) => {
@@ -131,7 +133,7 @@ pub fn open_local<S: Routes>(door: &Arc<Door<S>>, socket: Option<LocalSocket>) -
                             let peer = Peer { address: None, has_certificate: false };
                             talk(stream, Whence::SocketFile, peer, door, place).await;
                         });
-                        door.hears_them().await;
+                        door.hears_them(&mut newcomers).await;
                     }
                     Err(why) => exhausted(&why).await,
                 }
@@ -157,10 +159,13 @@ impl Lane {
 }
 
 impl<S: Routes> Door<S> {
-    /// Where newcomers take the places of others, who has just come is listened to before one more comes:
-    /// or a crowd that is faster than we are would push out those whose question is here already.
-    async fn hears_them(&self) {
-        if self.connections.is_full() {
+    /// Where newcomers take the places of others, those who have just come are listened to several times
+    /// before as many more have come: or a crowd that is faster than we are would push out those whose
+    /// question is here already. Not after each: who stands behind a crowd waits for it to be let in.
+    async fn hears_them(&self, newcomers: &mut usize) {
+        *newcomers += 1;
+        if *newcomers >= self.connections.most() / 8 && self.connections.is_full() {
+            *newcomers = 0;
             tokio::task::yield_now().await;
         }
     }
