@@ -4,7 +4,7 @@
 use crate::{ConsulConfig, tls};
 use bytes::Bytes;
 use hathi_dcs::flat::{Pauses, hedged};
-use hathi_dcs::{DcsError, Deadline, boottime};
+use hathi_dcs::{DcsError, Deadline, boottime, with_causes};
 use http::header::{HeaderValue, USER_AGENT};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
@@ -13,7 +13,6 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -302,7 +301,7 @@ impl Agents {
             .map_err(|why| hopeless(format!("the address cannot be asked: {why}")))?;
         let exchange = async {
             let response = client.request(request).await.map_err(|why| {
-                let text = whole_text(&why);
+                let text = with_causes(&why);
                 if why.is_connect() { Attempt::NotNow(text) } else { Attempt::Unknown(text) }
             })?;
             let (head, body) = response.into_parts();
@@ -345,17 +344,6 @@ fn judge(host: &str, answer: Answer) -> Result<Attempt, DcsError> {
 pub(crate) fn speaks_of_session(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     text.contains("invalid session") || text.contains("unknown session")
-}
-
-/// An error with its causes.
-fn whole_text(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub mod conformance;
 
 #[cfg(feature = "alarm")]
 pub use alarm::{Alarm, Bell};
-pub use error::DcsError;
+pub use error::{DcsError, with_causes};
 pub use names::{Lsn, MemberName, Scope, SystemId, Timeline, Version};
 pub use records::{
     Failover, Failsafe, History, HistoryEntry, MemberData, PendingChange, Role, State, Status, Sync,

@@ -6,7 +6,7 @@
 
 use super::names::random;
 use crate::EtcdConfig;
-use hathi_dcs::Deadline;
+use hathi_dcs::{Deadline, with_causes};
 use hathi_keyfile::trust::Lenient;
 use http::Uri;
 use http_body_util::{BodyExt, Empty, Limited};
@@ -19,7 +19,6 @@ use rustls::crypto::ring;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
-use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,7 +95,7 @@ fn usable(url: String) -> Option<String> {
 
 async fn ask(client: &HttpClient, place: &str) -> Result<Vec<u8>, String> {
     let url: Uri = format!("{place}/members").parse().map_err(|_| "no URL".to_owned())?;
-    let answer = client.get(url).await.map_err(|why| whole_text(&why))?;
+    let answer = client.get(url).await.map_err(|why| with_causes(&why))?;
     let status = answer.status();
     if !status.is_success() {
         return Err(status.to_string());
@@ -140,17 +139,6 @@ fn own_certificate(
     let chain: Vec<_> = CertificateDer::pem_file_iter(cert).ok()?.collect::<Result<_, _>>().ok()?;
     let key = hathi_keyfile::read(Path::new(config.key.as_deref().unwrap_or(cert)), None).ok()?;
     (!chain.is_empty()).then_some((chain, key))
-}
-
-/// An error with its causes.
-fn whole_text(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }
 
 #[cfg(test)]
