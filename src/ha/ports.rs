@@ -609,7 +609,8 @@ pub trait Postgres: Send + Sync {
     /// reload or promotion goes with. (HA-122, PG-067)
     fn tell_role_change(&self);
 
-    /// What would have to be done to follow `upstream`. Reads files and settings, changes nothing.
+    /// What would have to be done to follow `upstream`, as of this turn's look at files and settings if it
+    /// was just made. Changes nothing; `Nothing` if the disk does not answer by `by`.
     async fn follow_change(&self, upstream: Option<&Upstream>, by: Deadline) -> FollowChange;
 
     /// Writes the recovery parameters for `upstream` and reloads. (PG-066)

@@ -107,7 +107,9 @@ impl LocalPostgres {
             }
             replace_if_changed(&path, text.as_bytes(), 0o600)
         });
-        match written.await {
+        let written = written.await;
+        self.disk_written();
+        match written {
             Some(Ok(_)) => Ok(()),
             Some(Err(why)) => Err(Self::failed("writing the passfile", why)),
             None => Err(PgError::Cancelled),

@@ -10,7 +10,10 @@ use crate::postgres::settings::Settings;
 use hathi_dcs::{Deadline, State};
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How old an answer may be to be of this turn.
+pub(super) const OF_THIS_TURN: Duration = Duration::from_secs(1);
 
 impl LocalPostgres {
     /// Reads what lies on the disk; what does not answer by `by` is as it was last time.
@@ -22,8 +25,11 @@ impl LocalPostgres {
                 control: None,
                 major: 0,
                 has_standby_signal: false,
+                stands_by: false,
                 has_backup_label: false,
                 postmaster: None,
+                passfile: None,
+                read_at: None,
             })
         };
         while self.disk_busy.swap(true, Ordering::AcqRel) {
@@ -38,10 +44,10 @@ impl LocalPostgres {
                 return unknown();
             }
         }
-        let data_dir = settings.data_dir.clone();
+        let (data_dir, passfile) = (settings.data_dir.clone(), settings.pgpass.clone());
         let room = self.clone();
         let work = on_disk(move || {
-            let disk = read_disk(&data_dir);
+            let disk = read_disk(&data_dir, &passfile);
             room.remember_disk(&disk.0);
             room.disk_busy.store(false, Ordering::Release);
             disk
@@ -60,6 +66,19 @@ impl LocalPostgres {
         disk
     }
 
+    /// What the turn's own look at the disk found, or else a new one. `None`: it does not answer.
+    pub(super) async fn disk_of_this_turn(
+        &self,
+        settings: &Settings,
+        by: Deadline,
+    ) -> Option<Disk> {
+        let recent = |disk: &Disk| disk.read_at.is_some_and(|at| at.elapsed() < OF_THIS_TURN);
+        if let Some(disk) = self.last_disk().filter(recent) {
+            return Some(disk);
+        }
+        Some(self.look_at_disk(settings, by).await).filter(recent)
+    }
+
     /// The fall-back of PG-467.
     async fn ask_pg_controldata(
         &self,
@@ -76,8 +95,8 @@ impl LocalPostgres {
 
     pub(super) async fn control_data(&self, by: Deadline) -> Option<ControlData> {
         let settings = self.settings();
-        let data_dir = settings.data_dir.clone();
-        let read = on_disk(move || read_disk(&data_dir));
+        let (data_dir, passfile) = (settings.data_dir.clone(), settings.pgpass.clone());
+        let read = on_disk(move || read_disk(&data_dir, &passfile));
         let (disk, error) = tokio::time::timeout(by.left(), read).await.ok().flatten()?;
         let control = match (disk.control, error) {
             (Some(control), _) => control,
@@ -97,23 +116,28 @@ impl LocalPostgres {
     }
 }
 
-/// What the directory holds, and why the control file could not be read natively.
-fn read_disk(data_dir: &Path) -> (Disk, Option<ControlError>) {
+/// What the directory holds, and why the control file could not be read natively. In one go: each
+/// visit to the disk costs two changes of thread.
+fn read_disk(data_dir: &Path, passfile: &Path) -> (Disk, Option<ControlError>) {
+    let read_at = Some(Instant::now());
     let state = data_dir_state(data_dir);
     let present = state == DataDir::Present;
     let (control, error) = match control::read(data_dir) {
         Ok(control) => (Some(control), None),
         Err(why) => (None, Some(why).filter(|_| present)),
     };
+    let has = |name: &str| data_dir.join(name).exists();
+    let stands_by = has("standby.signal");
     let disk = Disk {
         data_dir: state,
         control,
         major: major_version(data_dir),
-        has_standby_signal: ["standby.signal", "recovery.signal"]
-            .iter()
-            .any(|name| data_dir.join(name).exists()),
-        has_backup_label: data_dir.join("backup_label").exists(),
+        has_standby_signal: stands_by || has("recovery.signal"),
+        stands_by,
+        has_backup_label: has("backup_label"),
         postmaster: process::find(data_dir),
+        passfile: std::fs::read_to_string(passfile).ok(),
+        read_at,
     };
     (disk, error)
 }

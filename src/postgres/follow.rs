@@ -1,24 +1,20 @@
 //! Following another server, or nobody. (PG-066, PG-067, PG-210 … PG-223)
 
-use crate::ha::ports::{FollowChange, PgError, Server, Upstream};
+use crate::ha::ports::{DataDir, FollowChange, PgError, Server, Upstream};
 use crate::postgres::apply::write_signal_files;
 use crate::postgres::callbacks::Action;
 use crate::postgres::configuration::{Recovery, recovery_parameters, written_recovery};
 use crate::postgres::conninfo::{Address, Conninfo, passfile};
-use crate::postgres::disk::major_version;
+use crate::postgres::disk::OF_THIS_TURN;
 use crate::postgres::monitor::Row;
 use crate::postgres::room::{LocalPostgres, on_disk};
 use crate::postgres::settings::Settings;
 use hathi_dcs::Deadline;
 use std::collections::BTreeMap;
-use std::time::Duration;
-
-/// How old an answer may be to be of this turn.
-const OF_THIS_TURN: Duration = Duration::from_secs(1);
 
 impl LocalPostgres {
     /// Compares what the server was told with what it should be told. The answer comes from the last
-    /// monitoring query while that is of this turn, or else from our file.
+    /// look at the disk and the last monitoring query while they are of this turn, or else from our file.
     pub(super) async fn compare_follow(
         &self,
         upstream: Option<&Upstream>,
@@ -28,12 +24,14 @@ impl LocalPostgres {
         if self.postmaster().is_none() {
             return FollowChange::Restart;
         }
-        let files = Files::read(&settings).await;
-        if files.as_ref().is_some_and(|files| !files.signal) {
+        let Some(disk) = self.disk_of_this_turn(&settings, by).await else {
+            return FollowChange::Nothing; // Neither a reload nor a restart could write its files.
+        };
+        if disk.data_dir == DataDir::Present && !disk.stands_by {
             return FollowChange::Restart; // PG-218
         }
         let recovery = Recovery::Standby(upstream.cloned());
-        let major = files.as_ref().map_or(0, |files| files.major);
+        let major = disk.major;
         let wanted = recovery_parameters(&settings, &recovery, major);
         let current = match self.row_of_this_turn(by).await {
             Some(row) => {
@@ -52,8 +50,8 @@ impl LocalPostgres {
                 written_recovery(&text.and_then(Result::ok).unwrap_or_default())
             }
         };
-        let change = difference(&settings, &current, &wanted);
-        let found = files.and_then(|files| files.passfile);
+        let change = difference(major, &current, &wanted);
+        let found = disk.passfile;
         if change == FollowChange::Nothing
             && !passfile_is_right(&settings, upstream, found.as_deref())
         {
@@ -88,6 +86,7 @@ impl LocalPostgres {
         let signals = recovery.clone();
         let prepared = settings.clone();
         let written = on_disk(move || write_signal_files(&prepared, &signals)).await;
+        self.disk_written();
         if let Some(Err(why)) = written {
             return Err(Self::failed("follow", why));
         }
@@ -115,32 +114,12 @@ fn passfile_is_right(
     wanted.is_none_or(|wanted| found == Some(wanted.as_str()))
 }
 
-/// What the comparison needs of the disk, read in one go: each visit there costs two changes of thread.
-struct Files {
-    signal: bool,
-    major: u32,
-    passfile: Option<String>,
-}
-
-impl Files {
-    async fn read(settings: &Settings) -> Option<Self> {
-        let (data_dir, pgpass) = (settings.data_dir.clone(), settings.pgpass.clone());
-        on_disk(move || Self {
-            signal: data_dir.join("standby.signal").exists(),
-            major: major_version(&data_dir),
-            passfile: std::fs::read_to_string(pgpass).ok(),
-        })
-        .await
-    }
-}
-
 /// What changing `current` into `wanted` needs. (PG-220, PG-221)
 fn difference(
-    settings: &Settings,
+    major: u32,
     current: &BTreeMap<String, String>,
     wanted: &BTreeMap<String, String>,
 ) -> FollowChange {
-    let major = major_version(&settings.data_dir);
     let of = |map: &BTreeMap<String, String>, name: &str| {
         map.get(name).map(String::as_str).unwrap_or_default().to_owned()
     };
@@ -186,8 +165,6 @@ mod tests {
     /// Proves PG-219, PG-220, PG-221.
     #[test]
     fn only_what_matters_is_a_difference() {
-        let dir = tempfile::tempdir().unwrap();
-        let settings = Settings::new("a", "s", dir.path(), 5432);
         let map = |conninfo: &str, slot: &str, restore: &str| {
             let names = ["primary_conninfo", "primary_slot_name", "restore_command"];
             let values = [conninfo, slot, restore];
@@ -196,19 +173,18 @@ mod tests {
         };
         let current = map("host=a port=1 dbname=x", "s", "");
         for (major, wanted, change) in [
-            ("15", map("port=1 host=a dbname=y", "s", ""), FollowChange::Nothing),
-            ("17", map("port=1 host=a dbname=y", "s", ""), FollowChange::Reload),
-            ("15", map("port=2 host=a", "s", ""), FollowChange::Reload),
-            ("15", map("", "", ""), FollowChange::Reload),
-            ("15", map("port=1 host=a", "t", ""), FollowChange::Reload),
-            ("13", map("port=1 host=a", "s", "cp"), FollowChange::Restart),
-            ("14", map("port=1 host=a", "s", "cp"), FollowChange::Reload),
+            (15, map("port=1 host=a dbname=y", "s", ""), FollowChange::Nothing),
+            (17, map("port=1 host=a dbname=y", "s", ""), FollowChange::Reload),
+            (15, map("port=2 host=a", "s", ""), FollowChange::Reload),
+            (15, map("", "", ""), FollowChange::Reload),
+            (15, map("port=1 host=a", "t", ""), FollowChange::Reload),
+            (13, map("port=1 host=a", "s", "cp"), FollowChange::Restart),
+            (14, map("port=1 host=a", "s", "cp"), FollowChange::Reload),
         ] {
-            std::fs::write(dir.path().join("PG_VERSION"), major).unwrap();
-            assert_eq!(difference(&settings, &current, &wanted), change, "{major} {wanted:?}");
+            assert_eq!(difference(major, &current, &wanted), change, "{major} {wanted:?}");
         }
         let foreign = map("host=a port=1", "s", "theirs");
         let wanted = map("host=a port=1", "s", "");
-        assert_eq!(difference(&settings, &foreign, &wanted), FollowChange::Nothing);
+        assert_eq!(difference(15, &foreign, &wanted), FollowChange::Nothing);
     }
 }

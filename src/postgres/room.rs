@@ -47,10 +47,17 @@ pub(super) struct Disk {
     pub control: Option<Control>,
     /// 13 … 18; 0 without a readable PG_VERSION. (PG-005)
     pub major: u32,
+    /// Either signal file.
     pub has_standby_signal: bool,
+    /// standby.signal itself. (PG-218)
+    pub stands_by: bool,
     pub has_backup_label: bool,
     /// What postmaster.pid leads to.
     pub postmaster: Option<ProcessId>,
+    /// What the replication passfile says. (PG-219)
+    pub passfile: Option<String>,
+    /// When this was read; `None` when we wrote some of it since.
+    pub read_at: Option<Instant>,
 }
 
 /// Things learned that outlive one look.
@@ -205,6 +212,13 @@ impl LocalPostgres {
 
     pub(super) fn remember_disk(&self, disk: &Disk) {
         *lock(&self.disk) = Some(disk.clone());
+    }
+
+    /// We wrote what a look at the disk reads: the last one is of this turn no more.
+    pub(super) fn disk_written(&self) {
+        if let Some(disk) = &mut *lock(&self.disk) {
+            disk.read_at = None;
+        }
     }
 
     pub(super) fn recovery(&self) -> Option<Recovery> {

@@ -106,7 +106,9 @@ impl LocalPostgres {
             }
             write_signal_files(&prepare, &signals).map_err(|why| why.to_string())
         });
-        prepared.await.unwrap_or(Ok(())).map_err(|why| Self::failed(WHAT, why))?;
+        let prepared = prepared.await;
+        self.disk_written();
+        prepared.unwrap_or(Ok(())).map_err(|why| Self::failed(WHAT, why))?;
         if let Recovery::Standby(Some(upstream)) = &recovery
             && let Some(address) = Address::from_url(&upstream.conn_url)
         {

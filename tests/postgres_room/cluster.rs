@@ -39,6 +39,7 @@ async fn a_clone_follows_its_source() {
     beta.pg.follow_by_reload(Some(&alpha.upstream()), within(2)).await.unwrap();
     beta.streams().await;
     std::fs::remove_file(beta.data().join("standby.signal")).unwrap();
+    beta.look().await;
     let change = beta.pg.follow_change(Some(&alpha.upstream()), within(2)).await;
     assert_eq!(change, FollowChange::Restart, "PG-218");
 }
