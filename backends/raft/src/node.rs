@@ -194,7 +194,7 @@ impl Node {
 
     /// Who answered this long ago, or more, may be gone.
     pub(crate) fn in_touch_ms(&self) -> u64 {
-        2 * self.config.append_entries_period_ms + 500
+        self.config.append_entries_period_ms + 2_000
     }
 
     /// Does what this member knows come from a leader that a majority followed just now?
