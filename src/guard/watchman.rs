@@ -13,9 +13,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// The longest sleep. Whatever the agent writes it rings for; this is for an agent that died between
-/// the two, before which nothing was done that the guard would have to know of.
-const LOOK_MS: u64 = 10_000;
+/// The longest sleep beside an agent whose end the kernel tells. Whatever the agent writes it rings for,
+/// and dying between the two wakes the guard as well.
+const LOOK_MS: u64 = 60_000;
+/// The longest sleep otherwise.
+const LOOK_ALONE_MS: u64 = 10_000;
 /// Between SIGQUIT and SIGKILL. The agent's deadline leaves twice this at the shortest ttl.
 const GRACE_MS: u64 = 300;
 /// How long a guard without a living agent stays before it was ever attached to one.
@@ -80,9 +82,10 @@ fn watch(path: PathBuf) -> Result<(), String> {
             board.remove_if_unused();
             return Ok(());
         }
-        let look = now.plus(LOOK_MS);
-        let until = deadline.filter(|_| armed).map_or(look, |at| at.min(look));
         let watched = [agent.as_ref().filter(|_| attached), postmaster.as_ref().filter(|_| armed)];
+        let told = attached && watched.iter().flatten().all(|one| one.pidfd().is_some());
+        let look = now.plus(if told { LOOK_MS } else { LOOK_ALONE_MS });
+        let until = deadline.filter(|_| armed).map_or(look, |at| at.min(look));
         bell.sleep(until.max(now.plus(1)), &watched);
     }
 }
