@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 const PAUSE: Duration = Duration::from_millis(2);
 const SETTLED: Duration = Duration::from_secs(120);
-const IDLE: Duration = Duration::from_secs(120);
+/// Long enough that a call more or less, or a turn, does not count.
+const IDLE: Duration = Duration::from_secs(180);
 
 /// All parts, or those named.
 pub async fn all(
@@ -154,7 +155,8 @@ async fn idle(cluster: &Cluster, who: Contender, table: &mut Table) {
     table.add(who, "idle: CPU seconds an hour and node", (cpu(cluster) - before) / hours / nodes);
     if let (Some(etcd), Some(before)) = (&cluster.etcd, calls_before) {
         let made = etcd.calls().await.expect("etcd's metrics") - before;
-        table.add(who, "idle: calls to the store a minute, whole cluster", made as f64);
+        let minutes = hours * 60.0;
+        table.add(who, "idle: calls to the store a minute, whole cluster", made as f64 / minutes);
     }
     let resident = resident_kb(&agents_of(cluster, leader)).expect("page numbers: run it as root");
     table.add(who, "idle: resident, agent and guard of the leader, MB", resident as f64 / 1024.0);

@@ -167,14 +167,18 @@ mod tests {
 
     #[test]
     fn an_impossible_rhythm_is_corrected() {
-        let mut config = RaftConfig::new("a:1", "/x");
-        config.min_timeout_ms = 1;
-        config.max_timeout_ms = 1;
-        config.partner_addrs = vec!["b:1".into(), "a:1".into(), "b:1".into()];
-        let config = config.checked().expect("good");
-        assert!(config.min_timeout_ms > 2 * config.append_entries_period_ms);
-        assert!(config.max_timeout_ms > config.min_timeout_ms);
-        assert_eq!(config.partner_addrs, ["b:1"]);
+        for period in [1, 2_200, 60_000] {
+            let mut config = RaftConfig::new("a:1", "/x");
+            config.min_timeout_ms = 1;
+            config.max_timeout_ms = 1;
+            config.append_entries_period_ms = period;
+            config.partner_addrs = vec!["b:1".into(), "a:1".into(), "b:1".into()];
+            let config = config.checked().expect("good");
+            assert!(config.min_timeout_ms > LEASE_MS, "{period}");
+            assert!(config.min_timeout_ms >= config.append_entries_period_ms + 1_200, "{period}");
+            assert!(config.max_timeout_ms > config.min_timeout_ms, "{period}");
+            assert_eq!(config.partner_addrs, ["b:1"]);
+        }
         assert_eq!(node_id("a:1"), node_id("a:1"));
         assert_ne!(node_id("a:1"), node_id("b:1"));
     }
