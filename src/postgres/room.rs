@@ -68,8 +68,8 @@ pub(super) struct Facts {
     /// When it came; `None` when what it says was changed since.
     pub row_at: Option<Instant>,
     pub is_primary: Option<bool>,
-    /// The timeline last streamed, and the start of the server that did.
-    pub streamed: Option<(String, Timeline)>,
+    /// The newest timeline that a standby said it was on, and the start of that server. (PG-312)
+    pub timeline: Option<(String, Timeline)>,
     /// Settings kept above the configured ones because the control file demands it. (PG-190)
     pub raised: BTreeMap<String, PendingChange>,
     pub pending: BTreeMap<String, PendingChange>,
