@@ -4,7 +4,7 @@ use futures::StreamExt;
 use hathi::ha::ports::{
     CopyBy, Observation, Postgres, Server, SlotPlan, Start, Stop, StopMode, StopStep, Upstream,
 };
-use hathi::postgres::process::{ProcessId, children, descendants, kill, orphans};
+use hathi::postgres::process::{ProcessId, children, kill, orphans};
 use hathi::postgres::settings::Login;
 use hathi::postgres::{Hooks, LocalPostgres, Settings};
 use hathi_dcs::{Deadline, Lsn, MemberName, Role, State};
@@ -93,16 +93,7 @@ impl Drop for Node {
         if Arc::strong_count(&self.dir) > 1 {
             return;
         }
-        let text = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
-        let pid = text.lines().next().and_then(|line| line.parse::<i32>().ok());
-        let mut left = orphans(&self.data());
-        if let Some(id) = pid.and_then(ProcessId::of) {
-            left.extend(descendants(id.pid));
-            left.push(id);
-        }
-        for id in left {
-            kill(id, Signal::KILL);
-        }
+        hathi_test_support::leftovers::end_processes(self.dir.path());
     }
 }
 

@@ -4,8 +4,10 @@
 use crate::process::{belonging_to, signal_pid};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const LOCK: &str = "owner.lock";
@@ -47,17 +49,63 @@ fn end(dir: &Path) -> bool {
     std::fs::remove_dir_all(dir).is_ok()
 }
 
-/// kill -9 of everything that belongs to a directory, until nothing does.
+/// kill -9 of everything that belongs to a directory, until nothing does; and then away with the memory
+/// that it shared, which a killed process leaves behind.
 pub fn end_processes(dir: &Path) {
+    let mut shared = BTreeSet::new();
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(10) {
         let all = belonging_to(dir);
         if all.is_empty() {
-            return;
+            break;
+        }
+        for pid in &all {
+            shared.extend(shared_files(*pid));
         }
         all.into_iter().for_each(|pid| signal_pid(pid, Signal::KILL));
         std::thread::sleep(Duration::from_millis(20));
     }
+    for file in shared {
+        let _ = std::fs::remove_file(file);
+    }
+    for segment in data_dirs(dir, 3).iter().filter_map(|data| segment(data)) {
+        let _ = Command::new("ipcrm").args(["-m", &segment.to_string()]).output();
+    }
+}
+
+/// The files in shared memory of an agent, its guard (the page and its locks) or a PostgreSQL.
+fn shared_files(pid: u32) -> Vec<PathBuf> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let ours = ["/dev/shm/hathi-", "/dev/shm/PostgreSQL."];
+    let paths = maps.lines().filter_map(|line| line.find("/dev/shm/").map(|at| &line[at..]));
+    let paths = paths.filter(|path| ours.iter().any(|prefix| path.starts_with(prefix)));
+    let paths = paths.filter(|path| !path.contains(' '));
+    paths
+        .flat_map(|path| ["", ".agent", ".guard"].map(|end| format!("{path}{end}").into()))
+        .collect()
+}
+
+/// Where a postmaster.pid still lies.
+fn data_dirs(dir: &Path, depth: usize) -> Vec<PathBuf> {
+    if dir.join("postmaster.pid").exists() {
+        return vec![dir.to_owned()];
+    }
+    let inner = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let inner =
+        inner.filter(|entry| depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    inner.flat_map(|entry| data_dirs(&entry.path(), depth - 1)).collect()
+}
+
+/// The System V segment of a killed postmaster: it made it, and nobody is attached any more.
+fn segment(data_dir: &Path) -> Option<u32> {
+    let file = std::fs::read_to_string(data_dir.join("postmaster.pid")).ok()?;
+    let pid = file.lines().next()?.trim().to_owned();
+    let id = file.lines().nth(6)?.split_whitespace().nth(1)?.to_owned();
+    let all = std::fs::read_to_string("/proc/sysvipc/shm").ok()?;
+    let mut rows = all.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+    // key, shmid, perms, size, cpid, lpid, nattch
+    let row = rows.find(|row| row.len() > 6 && row[1] == id)?;
+    (row[4] == pid && row[6] == "0").then(|| id.parse().ok())?
 }
 
 #[cfg(test)]
