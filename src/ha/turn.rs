@@ -134,15 +134,9 @@ pub async fn turn(ports: &Ports, lease: &Arc<Lease>, memory: &mut Memory, urgent
         looked.postgres = clock.now();
     }
     match loaded {
-        Ok(view) => seen(ports, lease, memory, pg, lasting(memory, view), looked).await,
+        Ok(view) => seen(ports, lease, memory, pg, Arc::new(view), looked).await,
         Err(error) => unseen(ports, lease, memory, pg, &error, looked).await,
     }
-}
-
-/// A view that shows nothing new is the one remembered, so that whoever works on views does it once.
-fn lasting(memory: &Memory, view: ClusterView) -> Arc<ClusterView> {
-    let known = memory.view.as_ref().map(|(known, _)| known).filter(|known| ***known == view);
-    known.cloned().unwrap_or_else(|| Arc::new(view))
 }
 
 /// So many milliseconds at most; ends before a demotion must begin. (HA-304)

@@ -5,7 +5,6 @@ use crate::hub::Hub;
 use crate::machine::{Cond, LeaseWish, Op, Reply};
 use crate::node::lock;
 use crate::state::{Copy, Event};
-use crate::types::LogId;
 use crate::wire;
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -26,8 +25,6 @@ pub struct RaftStore {
     lease: u64,
     timing: Mutex<Timing>,
     mine: Mutex<Mine>,
-    /// The last reading of this member's copy, and what had been applied then.
-    read: Mutex<Option<(Option<LogId>, ClusterView)>>,
 }
 
 /// What this handle knows of its own writes.
@@ -65,8 +62,8 @@ impl RaftStore {
         timing: Timing,
     ) -> Result<Arc<Self>, StartError> {
         let lease = wire::unique().map_err(|error| StartError::Runtime(error.to_string()))?;
-        let (timing, mine, read) = (Mutex::new(timing), Mutex::default(), Mutex::default());
-        Ok(Arc::new(Self { hub, prefix, me, lease, timing, mine, read }))
+        let (timing, mine) = (Mutex::new(timing), Mutex::default());
+        Ok(Arc::new(Self { hub, prefix, me, lease, timing, mine }))
     }
 
     /// Stops the member and waits until its port and directory are free. A dropped handle stops it
@@ -140,19 +137,6 @@ impl RaftStore {
         self.hub.peek(|copy| new_enough(copy).then(|| read(copy))).flatten()
     }
 
-    /// The view of this copy; what only says the same as the last one is not parsed again.
-    fn read(&self, copy: &Copy) -> ClusterView {
-        let mut read = lock(&self.read);
-        match &*read {
-            Some((applied, view)) if *applied == copy.applied => view.clone(),
-            _ => {
-                let view = view(copy, &self.prefix);
-                *read = Some((copy.applied, view.clone()));
-                view
-            }
-        }
-    }
-
     fn stands(&self, key: &str, value: &str) -> bool {
         let key = self.key(key);
         let same = |copy: &Copy| copy.machine.keys.get(&key).is_some_and(|e| e.value == value);
@@ -216,7 +200,7 @@ impl Dcs for RaftStore {
 
     async fn load(&self, freshness: Freshness, by: Deadline) -> Result<ClusterView, DcsError> {
         if freshness == Freshness::Watched
-            && let Some(view) = self.peek(|copy| self.read(copy))
+            && let Some(view) = self.peek(|copy| view(copy, &self.prefix))
         {
             return Ok(view);
         }
