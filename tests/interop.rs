@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 const PAUSE: Duration = Duration::from_millis(10);
 const SETTLED: Duration = Duration::from_secs(90);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(40);
 
 /// A cluster of three with these agents, healthy.
 async fn cluster_of(agents: [Agent; 3]) -> Cluster {

@@ -1,7 +1,7 @@
 //! What bad input gets: one clear line that says what, where and what to do; a non-zero exit;
 //! nothing touched.
 
-use crate::{PAUSE, options};
+use crate::{PAUSE, SETTLED, options};
 use hathi_test_support::process::{Process, belonging_to};
 use hathi_test_support::{Cluster, Store, Writers, ports};
 use serde_json::{Value, json};
@@ -188,5 +188,5 @@ async fn the_data_directory_of_another_cluster() {
     let last = log.lines().last().unwrap_or_default();
     assert!(last.contains("system identifier") || last.contains("system ID"), "{log}");
     assert_eq!(files(&theirs.nodes[0].data()), before, "the other cluster's data was touched");
-    writers.accepts_after(Instant::now(), Duration::from_secs(5)).await.expect("ours serves on");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("ours serves on");
 }

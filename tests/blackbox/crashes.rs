@@ -14,7 +14,7 @@ pub async fn postmaster_of_the_primary_killed(store: Store) {
     let cluster = cluster(store).await;
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     cluster.kill_postmaster(leader);
     let killed = Instant::now();
     let again = writers.accepts_after(killed, SETTLED).await;
@@ -23,7 +23,7 @@ pub async fn postmaster_of_the_primary_killed(store: Store) {
     assert_eq!(cluster.healthy(SETTLED).await, leader);
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }
 
 /// The same with primary_start_timeout 0: another takes over, the old one follows it.
@@ -33,7 +33,7 @@ pub async fn postmaster_killed_with_failover_at_once(store: Store) {
     let cluster = impatient_cluster(store).await;
     let old = cluster.leader().await.expect("the leader of a healthy cluster");
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let killed = Instant::now();
     cluster.kill_postmaster(old);
     let new = cluster.another_leader(old, SETTLED).await;
@@ -42,7 +42,7 @@ pub async fn postmaster_killed_with_failover_at_once(store: Store) {
     assert_eq!(cluster.healthy(SETTLED).await, new, "{}", cluster.report());
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[Loss::just_before(killed)]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }
 
 /// Agent, guard and PostgreSQL of the primary die together; the lease runs out, another leads,
@@ -51,7 +51,7 @@ pub async fn node_of_the_primary_killed(store: Store) {
     let mut cluster = cluster(store).await;
     let old = cluster.leader().await.expect("the leader of a healthy cluster");
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let killed = Instant::now();
     cluster.kill_node(old);
     let new = cluster.another_leader(old, TTL + Duration::from_secs(15)).await;
@@ -61,7 +61,7 @@ pub async fn node_of_the_primary_killed(store: Store) {
     assert_eq!(cluster.healthy(SETTLED).await, new, "{}", cluster.report());
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[Loss::just_before(killed)]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }
 
 /// The same with a ttl of 6 s, on which members of ours agree: clients wait for seconds, not for half a
@@ -74,7 +74,7 @@ pub async fn node_of_the_primary_killed_with_a_short_lease(store: Store) {
     let cluster = Cluster::start(options).await;
     let old = cluster.leader().await.expect("the leader of a healthy cluster");
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     // Patroni's shortest lease alone would have lasted longer.
     killed_and_back(cluster, writers, old, Duration::from_secs(16)).await;
 }
@@ -93,7 +93,7 @@ async fn killed_and_back(mut cluster: Cluster, writers: Writers, old: usize, eno
     cluster.healthy(SETTLED).await;
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[Loss::just_before(killed)]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }
 
 /// The shortest lease that the store says it keeps: nobody stands still while all is well, for as long as ten
@@ -106,7 +106,7 @@ pub async fn the_shortest_lease_is_kept(store: Store, ttl: u32) {
     let cluster = Cluster::start(options).await;
     let old = cluster.leader().await.expect("the leader of a healthy cluster");
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let quiet = Instant::now();
     let while_quiet = quiet + Duration::from_secs(u64::from(10 * ttl));
     let last = writers.accepts_after(while_quiet, Duration::from_secs(u64::from(11 * ttl))).await;
@@ -121,7 +121,7 @@ pub async fn postmaster_of_a_replica_killed(store: Store) {
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");
     let replica = (leader + 1) % cluster.nodes.len();
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let before = cluster.nodes[replica].postmaster();
     let killed = Instant::now();
     cluster.kill_postmaster(replica);
@@ -138,5 +138,5 @@ pub async fn postmaster_of_a_replica_killed(store: Store) {
     let gap = longest_gap(&written.accepted, killed, Instant::now());
     assert!(gap < Duration::from_secs(3), "writes stood still for {gap:?}\n{}", cluster.report());
     check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }

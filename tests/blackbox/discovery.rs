@@ -72,7 +72,7 @@ pub async fn etcd_is_known_to_dns_alone() {
     assert_eq!(code, Some(0), "{text}");
 
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let died = Instant::now();
     cluster.etcd.as_mut().expect("its etcd").kill_member(0);
     let long_after = died + Duration::from_secs(25);

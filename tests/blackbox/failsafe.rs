@@ -45,7 +45,7 @@ pub async fn the_primary_outlives_the_store(store: Store) {
     let (cluster, ttl) = (cluster(store).await, ttl(store));
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let postmasters: Vec<_> = cluster.nodes.iter().map(|node| node.postmaster()).collect();
 
     let map = cluster.get(leader, "/failsafe").await.expect("an answer").json();
@@ -95,7 +95,7 @@ pub async fn the_primary_outlives_the_store(store: Store) {
     let gap = check::longest_gap(&written.accepted, cut, Instant::now());
     assert!(gap < Duration::from_secs(3), "no write for {gap:?}");
     check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }
 
 fn unix_time() -> u64 {
@@ -113,7 +113,7 @@ pub async fn a_member_down_at_the_same_time(store: Store) {
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");
     let others: Vec<usize> = (0..cluster.nodes.len()).filter(|i| *i != leader).collect();
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let cut = Instant::now();
     let frozen = match &cluster.etcd {
         Some(etcd) => {

@@ -12,7 +12,7 @@ pub async fn guard_stops_postgres_when_the_agent_is_killed(store: Store) {
     let mut cluster = cluster(store).await;
     let old = cluster.leader().await.expect("the leader of a healthy cluster");
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     cluster.kill_agent(old);
     let fenced = another_leads(&cluster, &writers, old).await;
     cluster.start_agent(old);
@@ -24,7 +24,7 @@ pub async fn guard_stops_postgres_when_the_agent_is_frozen(store: Store) {
     let cluster = cluster(store).await;
     let old = cluster.leader().await.expect("the leader of a healthy cluster");
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     cluster.signal_agent(old, Signal::STOP);
     let fenced = another_leads(&cluster, &writers, old).await;
     cluster.signal_agent(old, Signal::CONT);
@@ -56,7 +56,7 @@ async fn finish(cluster: Cluster, writers: Writers, old: usize, fenced: Loss) {
     let last_of_old = of_old.map(|a| a.acked).max();
     let window = last_of_old.map_or(fenced, |at| Loss { to: fenced.to, ..Loss::just_before(at) });
     check::verify(&cluster, &written, &[window]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }
 
 /// An agent started again before the lease ends finds its PostgreSQL running and leads on.
@@ -67,7 +67,7 @@ pub async fn agent_back_in_time_takes_over_its_postgres(store: Store) {
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");
     let postmaster = cluster.nodes[leader].postmaster();
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let killed = Instant::now();
     cluster.kill_agent(leader);
     cluster.start_agent(leader);

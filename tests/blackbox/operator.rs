@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// Far below `loop_wait`, and enough for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(8);
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 async fn slow_wheel(store: Store) -> Cluster {
     let mut options = options(store);

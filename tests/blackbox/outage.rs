@@ -14,7 +14,7 @@ pub async fn store_out_of_reach(store: Store) {
     let cluster = cluster(store).await;
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
 
     let cut = Instant::now();
     freeze(&cluster, leader, true);
@@ -49,7 +49,7 @@ pub async fn serves_again(cluster: &Cluster, writers: Writers) {
     cluster.healthy(SETTLED).await;
     let written = writers.stop().await;
     check::verify(cluster, &written, &[]).await;
-    check::same_rows_everywhere(cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(cluster, SETTLED).await;
 }
 
 fn freeze(cluster: &Cluster, leader: usize, on: bool) {
@@ -76,7 +76,7 @@ pub async fn a_full_store_costs_no_primary() {
     let status = || etcd.value(&format!("/service/{SCOPE}/status")).expect("written by the leader");
     let postmasters: Vec<_> = cluster.nodes.iter().map(|node| node.postmaster()).collect();
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     etcd.full(true).await;
     let full = Instant::now();
     let before = status();
@@ -100,7 +100,7 @@ pub async fn a_full_store_costs_no_primary() {
     let gap = check::longest_gap(&written.accepted, full, Instant::now());
     assert!(gap < Duration::from_secs(3), "no write for {gap:?}");
     check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }
 
 /// The store is gone when an agent starts beside a PostgreSQL that runs: one line says what was tried,

@@ -45,9 +45,9 @@ pub async fn killed_postgres_stays_down_in_pause(store: Store) {
     let cluster = cluster(store).await;
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let written = writers.stop().await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
     set_pause(&cluster, leader, true).await;
     let killed = cluster.nodes[leader].postmaster();
     cluster.kill_postmaster(leader);
@@ -71,7 +71,7 @@ pub async fn killed_postgres_stays_down_in_pause(store: Store) {
     set_pause(&cluster, leader, false).await;
     cluster.healthy(SETTLED).await;
     check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }
 
 /// Every agent ends and comes back in pause, the primary's is killed and stays away for longer than
@@ -83,7 +83,7 @@ pub async fn agents_come_and_go_in_pause(store: Store) {
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");
     set_pause(&cluster, leader, true).await;
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let before: Vec<_> = cluster.nodes.iter().map(|node| node.postmaster()).collect();
     for i in 0..cluster.nodes.len() {
         let status = cluster.stop_agent(i).await;
@@ -107,7 +107,7 @@ pub async fn agents_come_and_go_in_pause(store: Store) {
     assert_eq!(before, after, "no PostgreSQL was restarted\n{}", cluster.report());
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }
 
 /// A switchover in pause needs a name; with one it happens, and the old primary comes back as a
@@ -119,7 +119,7 @@ pub async fn only_a_named_candidate_in_pause(store: Store) {
     let old = cluster.leader().await.expect("the leader of a healthy cluster");
     let new = (old + 1) % cluster.nodes.len();
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     set_pause(&cluster, old, true).await;
     let name = |i: usize| cluster.nodes[i].name.clone();
     let anyone = cluster.send(old, "POST", "/switchover", json!({"leader": name(old)})).await;
@@ -132,5 +132,5 @@ pub async fn only_a_named_candidate_in_pause(store: Store) {
     assert_eq!(cluster.healthy(SETTLED).await, new, "{}", cluster.report());
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }

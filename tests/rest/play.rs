@@ -11,7 +11,7 @@ use std::time::Duration;
 /// When the sections with times were captured, within a minute or two.
 const CAPTURED: &str = "2026-11-23T21:09:00Z";
 /// Far above `loop_wait`, for what is told by the store.
-pub const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// A cluster, and who plays whom of the capture.
 pub struct Play {

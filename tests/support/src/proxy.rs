@@ -5,9 +5,9 @@ use crate::ports::free_port;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 struct Shared {
     upstream: u16,
@@ -107,9 +107,12 @@ impl Shared {
             shared.pass_requests(from, &to);
             let _ = to.shutdown(Shutdown::Both);
         });
+        let (arrived, answers) = mpsc::sync_channel(64);
+        let Ok(cut) = server.try_clone() else { return };
         let shared = self.clone();
+        thread::spawn(move || take_answers(server, &arrived));
         thread::spawn(move || {
-            shared.pass_answers(server, &client);
+            shared.pass_answers(&answers, &cut, &client);
             let _ = client.shutdown(Shutdown::Both);
         });
     }
@@ -126,13 +129,20 @@ impl Shared {
         }
     }
 
-    fn pass_answers(&self, mut server: TcpStream, mut client: &TcpStream) {
-        let mut bytes = vec![0; 64 * 1024];
-        while let Ok(count @ 1..) = server.read(&mut bytes) {
+    /// What arrived together with other bytes is as late as they are, and not later for having come
+    /// in a piece of its own.
+    fn pass_answers(
+        &self,
+        answers: &mpsc::Receiver<(Instant, Vec<u8>)>,
+        server: &TcpStream,
+        mut client: &TcpStream,
+    ) {
+        for (arrived, bytes) in answers {
             while self.held.load(Ordering::Acquire) {
                 thread::sleep(Duration::from_millis(5));
             }
-            thread::sleep(Duration::from_millis(self.slow_ms.load(Ordering::Acquire)));
+            let due = arrived + Duration::from_millis(self.slow_ms.load(Ordering::Acquire));
+            thread::sleep(due.saturating_duration_since(Instant::now()));
             let left = self.cut_after.load(Ordering::Acquire);
             if left >= 0 {
                 self.cut_after.store(left - 1, Ordering::Release);
@@ -141,9 +151,18 @@ impl Shared {
                 let _ = server.shutdown(Shutdown::Both);
                 return;
             }
-            if client.write_all(&bytes[..count]).is_err() {
+            if client.write_all(&bytes).is_err() {
                 return;
             }
+        }
+    }
+}
+
+fn take_answers(mut server: TcpStream, arrived: &mpsc::SyncSender<(Instant, Vec<u8>)>) {
+    let mut bytes = vec![0; 64 * 1024];
+    while let Ok(count @ 1..) = server.read(&mut bytes) {
+        if arrived.send((Instant::now(), bytes[..count].to_vec())).is_err() {
+            return;
         }
     }
 }

@@ -153,7 +153,7 @@ async fn a_rotated_token_is_read_again() {
     let kubernetes = Arc::new(start().await);
     kubernetes.write_token("expired");
     let dcs = member(&kubernetes, config(&kubernetes), "golden", "alpha");
-    let why = refused(dcs.acquire_leader(Deadline::in_ms(1_200)).await);
+    let why = refused(dcs.acquire_leader(Deadline::in_ms(3_000)).await);
     assert!(why.contains("is the token still valid?"), "{why}");
     let rotating = {
         let kubernetes = kubernetes.clone();
