@@ -87,8 +87,6 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
             }
             let line = Decided::line(place.line);
             match &turn.pg.server {
-                // Others wait to see it stream; there is no event for the moment it begins. The
-                // remote primary of another site may be away for long.
                 Server::Standby(standby) if !standby.streaming && !standby.from_archive => {
                     ask_again_while_it_does_not_stream(turn);
                     if let Some(decided) =
@@ -96,8 +94,7 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
                     {
                         return decided;
                     }
-                    let soon = if upstream.remote { REMOTE_AWAY_MS } else { NOT_STREAMING_MS };
-                    line.again_at(turn.now().plus(soon))
+                    line.again_at(turn.now().plus(until_it_streams(&upstream)))
                 }
                 Server::Standby(_)
                 | Server::Primary { .. }
@@ -131,7 +128,8 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
                     | Role::Promoted
                     | Role::Demoted
                     | Role::Uninitialized => format!("following a different leader ({whom})"),
-                }),
+                })
+                .again_at(turn.now().plus(until_it_streams(&upstream))),
                 Err(error) => Decided::line(format!("could not follow {whom}: {error}")),
             }
         }
@@ -142,6 +140,12 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
             Decided::task("changing primary_conninfo and restarting", task)
         }
     }
+}
+
+/// Others wait to see it stream, and no event tells when it begins. The remote primary of another site may
+/// be away for long.
+fn until_it_streams(upstream: &Upstream) -> u64 {
+    if upstream.remote { REMOTE_AWAY_MS } else { NOT_STREAMING_MS }
 }
 
 /// From here on it follows nobody: `nostream` was set while it streamed, and an archive feeds it (PG-211);

@@ -426,6 +426,29 @@ fn a_replica_follows_the_leader() {
     assert!(chosen.did("follow c"), "{chosen:?}");
 }
 
+/// Proves HA-125 (do better): a standby is looked at again soon, not after `loop_wait`, until it streams
+/// from whom it was told to follow; what it shows in the turn of the change is the stream before.
+#[test]
+fn it_is_looked_at_until_it_streams() {
+    for (change, streaming, again) in [
+        (FollowChange::Nothing, true, None),
+        (FollowChange::Nothing, false, Some(500)),
+        (FollowChange::Reload, false, Some(500)),
+        (FollowChange::Reload, true, Some(500)),
+    ] {
+        let mut scene = Scene::replica().set(|script| {
+            script.follow = change;
+            if let Server::Standby(standby) = &mut script.pg.server {
+                standby.streaming = streaming;
+            }
+        });
+        let now = scene.now();
+        let came = scene.turn();
+        let soon = came.again_at.map(|at| at.since(now));
+        assert_eq!(soon, again, "{change:?}, streaming {streaming}: {came:?}");
+    }
+}
+
 /// Proves HA-070.
 #[test]
 fn an_operators_request_on_the_leader() {
