@@ -80,6 +80,17 @@ pub struct Machine {
     pub boottime_ahead_secs: u64,
     /// The file libfaketime reads, if this machine's wall clock can jump.
     clock: Mutex<Option<PathBuf>>,
+    /// What libfaketime made in shared memory for the programs started here, and leaves there when one is
+    /// killed.
+    clocks: Mutex<Vec<PathBuf>>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for file in self.clocks.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            let _ = std::fs::remove_file(file);
+        }
+    }
 }
 
 /// The machines and the cables between them; all of it ends with the last handle.
@@ -240,12 +251,16 @@ impl Machine {
             command.env("NO_FAKE_STAT", "1").env("FAKETIME_DISABLE_SHM", "1");
         }
         let ahead = self.boottime_ahead_secs;
-        inside(&self.net, || {
+        let child = inside(&self.net, || {
             if ahead > 0 {
                 own_boottime(ahead)?;
             }
             command.spawn()
-        })
+        })?;
+        let files = ["faketime_shm_", "sem.faketime_sem_"];
+        let files = files.map(|name| format!("/dev/shm/{name}{}", child.id()).into());
+        self.clocks.lock().unwrap_or_else(PoisonError::into_inner).extend(files);
+        Ok(child)
     }
 
     /// Programs started here from now on believe [`Self::set_wall_clock`].
@@ -361,6 +376,7 @@ fn machine(hub: &File, i: usize) -> Result<Arc<Machine>, String> {
         // Days apart, so that a moment of one machine's clock is nonsense on another's.
         boottime_ahead_secs: 86_400 * i as u64,
         clock: Mutex::new(None),
+        clocks: Mutex::default(),
     }))
 }
 
