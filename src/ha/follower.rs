@@ -121,15 +121,28 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
             let by = Deadline(turn.now().plus(2_000));
             let whom = place.leader.as_ref().map_or("the remote member", MemberName::as_str);
             match turn.ports.postgres.follow_by_reload(Some(&upstream), by).await {
-                Ok(()) => Decided::line(match place.role {
-                    Role::StandbyLeader => place.line,
-                    Role::Replica
-                    | Role::Primary
-                    | Role::Promoted
-                    | Role::Demoted
-                    | Role::Uninitialized => format!("following a different leader ({whom})"),
-                })
-                .again_at(turn.now().plus(until_it_streams(&upstream))),
+                Ok(()) => {
+                    let line = Decided::line(match place.role {
+                        Role::StandbyLeader => place.line,
+                        Role::Replica
+                        | Role::Primary
+                        | Role::Promoted
+                        | Role::Demoted
+                        | Role::Uninitialized => format!("following a different leader ({whom})"),
+                    });
+                    let now = turn.now();
+                    let told = (upstream.name.clone(), now);
+                    let before = turn.memory.told_to_follow.replace(told);
+                    // What does not take is not repeated faster than the wheel turns: somebody else may
+                    // have set it.
+                    let loop_wait = turn.settings.timing.loop_wait_ms();
+                    match before {
+                        Some((name, at)) if name == upstream.name && now.since(at) < loop_wait => {
+                            line
+                        }
+                        _ => line.again_at(now.plus(until_it_streams(&upstream))),
+                    }
+                }
                 Err(error) => Decided::line(format!("could not follow {whom}: {error}")),
             }
         }

@@ -447,6 +447,14 @@ fn it_is_looked_at_until_it_streams() {
         let soon = came.again_at.map(|at| at.since(now));
         assert_eq!(soon, again, "{change:?}, streaming {streaming}: {came:?}");
     }
+    // A setting that somebody overrides is not set twice a second.
+    let mut scene = Scene::replica().set(|script| script.follow = FollowChange::Reload);
+    assert!(scene.turn().again_at.is_some());
+    let came = scene.turn();
+    assert!(came.did("follow b") && came.again_at.is_none(), "{came:?}");
+    let mut scene = scene.set(|script| script.settings.replicatefrom = Some("c".into()));
+    let came = scene.turn();
+    assert!(came.did("follow c") && came.again_at.is_some(), "another one: {came:?}");
 }
 
 /// Proves HA-070.
