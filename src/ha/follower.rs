@@ -130,18 +130,7 @@ pub async fn take(turn: &mut Turn<'_>, place: Place) -> Decided {
                         | Role::Demoted
                         | Role::Uninitialized => format!("following a different leader ({whom})"),
                     });
-                    let now = turn.now();
-                    let told = (upstream.name.clone(), now);
-                    let before = turn.memory.told_to_follow.replace(told);
-                    // What does not take is not repeated faster than the wheel turns: somebody else may
-                    // have set it.
-                    let loop_wait = turn.settings.timing.loop_wait_ms();
-                    match before {
-                        Some((name, at)) if name == upstream.name && now.since(at) < loop_wait => {
-                            line
-                        }
-                        _ => line.again_at(now.plus(until_it_streams(&upstream))),
-                    }
+                    after_reload(turn, line, Some(&upstream))
                 }
                 Err(error) => Decided::line(format!("could not follow {whom}: {error}")),
             }
@@ -161,6 +150,19 @@ fn until_it_streams(upstream: &Upstream) -> u64 {
     if upstream.remote { REMOTE_AWAY_MS } else { NOT_STREAMING_MS }
 }
 
+/// What the reload brought is for others to see, before the wheel turns. What does not take is not repeated
+/// faster than that: somebody else may have set it.
+fn after_reload(turn: &mut Turn<'_>, line: Decided, upstream: Option<&Upstream>) -> Decided {
+    let now = turn.now();
+    let loop_wait = turn.settings.timing.loop_wait_ms();
+    let whom = upstream.map(|upstream| upstream.name.clone());
+    let before = turn.memory.told_to_follow.replace((whom.clone(), now));
+    match before {
+        Some((before, at)) if before == whom && now.since(at) < loop_wait => line,
+        _ => line.again_at(now.plus(upstream.map_or(NOT_STREAMING_MS, until_it_streams))),
+    }
+}
+
 /// From here on it follows nobody: `nostream` was set while it streamed, and an archive feeds it (PG-211);
 /// or what it streams is not the continuation of what it has (PG-147).
 pub async fn stop_streaming(
@@ -174,7 +176,7 @@ pub async fn stop_streaming(
         FollowChange::Reload => {
             turn.because(rule, format!("{why}: following nobody"));
             match turn.ports.postgres.follow_by_reload(None, by).await {
-                Ok(()) => Decided::line(line),
+                Ok(()) => after_reload(turn, Decided::line(line), None),
                 Err(error) => Decided::line(format!("could not stop streaming: {error}")),
             }
         }

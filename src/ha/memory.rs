@@ -159,8 +159,8 @@ pub struct Memory {
     pub leader_timeline: Timeline,
     /// This standby does not stream from its upstream; when that was noticed, or asked about last.
     pub not_streaming_since: Option<Millis>,
-    /// Whom a reload told this standby to follow last, and when. (HA-125)
-    pub told_to_follow: Option<(MemberName, Millis)>,
+    /// Whom a reload told this standby to follow last (`None`: nobody), and when. (HA-125)
+    pub told_to_follow: Option<(Option<MemberName>, Millis)>,
     pub published: Option<(MemberData, Millis)>,
     pub was_paused: bool,
     /// The lock was held here in a standby cluster, and no fence is armed for it. (HA-110)

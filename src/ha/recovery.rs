@@ -7,6 +7,7 @@ use crate::ha::lineage;
 use crate::ha::look;
 use crate::ha::memory::Rewind;
 use crate::ha::ports::{ControlData, ControlState, LocalEnd, SourceHistory, TimelineEnd, Upstream};
+use crate::ha::request;
 use crate::ha::rewind::{Divergence, diverged};
 use crate::ha::standby;
 use crate::ha::task::{Renewal, Task};
@@ -327,6 +328,14 @@ async fn another_history(turn: &mut Turn<'_>, source: Upstream, running: bool) -
     // Another leader may be one that can be followed.
     turn.memory.rewind = Rewind::Check;
     if source.remote || !turn.settings.remove_data_directory_on_diverged_timelines {
+        // A leader whose PostgreSQL is down comes to no other place where a request is answered; left alone
+        // it would be obeyed when nobody remembers it. (INV-24; the simulator, seed 1819)
+        if !running
+            && turn.i_own_the_lock()
+            && let Some(decided) = request::on_owner(turn).await
+        {
+            return decided;
+        }
         if let Some(decided) = give_way(turn).await {
             return decided;
         }

@@ -107,10 +107,17 @@ async fn replicas_stream_from_where_they_are_told_to() {
     says(&cluster, 2, "SELECT count(*) FROM pg_stat_wal_receiver", "0").await;
     says(&cluster, 2, "SHOW primary_conninfo", "").await;
     says(&cluster, 0, READERS, &names[1]).await;
-    let shown = cluster.get(0, "/cluster").await.expect("an answer").json();
-    let members = shown["members"].as_array().cloned().unwrap_or_default();
-    let third = members.iter().find(|member| member["name"] == names[2].as_str());
-    assert_eq!(third.map(|member| &member["state"]), Some(&json!("running")), "{shown}");
+    cluster
+        .wait("all see that it does not stream", SETTLED, || async {
+            let shown = cluster.get(0, "/cluster").await?.json();
+            let members = shown["members"].as_array().cloned().unwrap_or_default();
+            let third = members.iter().find(|member| member["name"] == names[2].as_str());
+            match third {
+                Some(third) if third["state"] == "running" => Ok(()),
+                _ => Err(shown.to_string()),
+            }
+        })
+        .await;
     cluster.tag(2, &json!({})).await;
     cluster.healthy(SETTLED).await;
 }

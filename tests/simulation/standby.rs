@@ -282,7 +282,9 @@ impl World {
         if self.store.failover.as_ref().is_some_and(|(request, _)| !request.is_empty()) {
             return self.violation("INV-24", "a request was never answered");
         }
-        for node in 0..self.members() {
+        // The leader first: what it cannot follow the others cannot follow behind it.
+        let others = (0..self.members()).filter(|node| *node != leader);
+        for node in std::iter::once(leader).chain(others) {
             let machine = &self.nodes[node];
             let name: MemberName = machine.name.clone();
             if machine.foreign {
