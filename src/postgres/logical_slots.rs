@@ -17,9 +17,9 @@ use std::path::Path;
 const WHAT: &str = "logical slots";
 /// For one slot of the worker's; what is not done by then is begun anew.
 const EACH_MS: u64 = 600_000;
-/// The log that a copied slot needs may be gone here; it is not copied again, with a restart, before so
-/// much time passed.
-const UNFIT_MS: u64 = 600_000;
+/// The log that a copied slot needs may be gone here, until its reader has gone on; it is not copied again,
+/// with a restart, before so much time passed: at first, and at the most after more of the same.
+const UNFIT_MS: (u64, u64) = (20_000, 600_000);
 /// For the start after a copy; a longer one goes on without being waited for.
 const START_MS: u64 = 60_000;
 
@@ -28,9 +28,23 @@ const START_MS: u64 = 60_000;
 pub(super) struct Logical {
     worker: Option<tokio::task::JoinHandle<()>>,
     /// Slots that could not be moved on, and since when they are gone.
-    unfit: BTreeMap<String, Millis>,
+    unfit: BTreeMap<String, Unfit>,
     /// The last trouble, so that it is said once.
     said: Option<String>,
+}
+
+/// A copied slot that could not be used.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unfit {
+    at: Millis,
+    times: u32,
+}
+
+impl Unfit {
+    fn pause_ms(self) -> u64 {
+        let doubled = UNFIT_MS.0.saturating_mul(1 << self.times.saturating_sub(1).min(16));
+        doubled.min(UNFIT_MS.1)
+    }
 }
 
 impl LocalPostgres {
@@ -66,10 +80,16 @@ impl LocalPostgres {
         let Err(why) = session.run(&sql, by).await else { return Ok(()) };
         // The log it needs is not here, or it cannot be used at all: a fresh copy is needed. (PG-273)
         if matches!(why.code(), Some("58P01" | "55000")) {
-            lock(&self.logical).unfit.insert(todo.name.clone(), boottime());
+            self.note_unfit(&todo.name);
             session.run(&format!("SELECT pg_drop_replication_slot({name})"), by).await?;
         }
         Err(why)
+    }
+
+    fn note_unfit(&self, name: &str) {
+        let mut logical = lock(&self.logical);
+        let unfit = logical.unfit.entry(name.to_owned()).or_default();
+        *unfit = Unfit { at: boottime(), times: unfit.times.saturating_add(1) };
     }
 
     fn say_once(&self, trouble: String) {
@@ -90,8 +110,8 @@ impl LocalPostgres {
         self.cancel.check()?;
         let now = boottime();
         let fit = |name: &&String| {
-            let since = lock(&self.logical).unfit.get(*name).copied();
-            since.is_none_or(|at| now.since(at) > UNFIT_MS)
+            let unfit = lock(&self.logical).unfit.get(*name).copied();
+            unfit.is_none_or(|unfit| now.since(unfit.at) > unfit.pause_ms())
         };
         let wanted: Vec<&String> = names.iter().filter(fit).collect();
         if wanted.is_empty() {
@@ -203,6 +223,13 @@ fn write_slot(data_dir: &Path, name: &str, state: &[u8]) -> std::io::Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Proves PG-273 (a copy that cannot be used): soon again, then seldom, since each is a restart.
+    #[test]
+    fn copies_become_seldom() {
+        let pause = |times| Unfit { times, ..Unfit::default() }.pause_ms();
+        assert_eq!([1, 2, 5, 6, 99].map(pause), [20_000, 40_000, 320_000, 600_000, 600_000]);
+    }
 
     #[test]
     fn hex_is_read_whole_or_not_at_all() {
