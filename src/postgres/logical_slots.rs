@@ -18,8 +18,9 @@ const WHAT: &str = "logical slots";
 /// For one slot of the worker's; what is not done by then is begun anew.
 const EACH_MS: u64 = 600_000;
 /// The log that a copied slot needs may be gone here, until its reader has gone on; it is not copied again,
-/// with a restart, before so much time passed: at first, and at the most after more of the same.
-const UNFIT_MS: (u64, u64) = (20_000, 600_000);
+/// with a restart, before so much time passed; each time twice that.
+const UNFIT_MS: u64 = 20_000;
+const UNFIT_AT_MOST_MS: u64 = 600_000;
 /// For the start after a copy; a longer one goes on without being waited for.
 const START_MS: u64 = 60_000;
 
@@ -27,13 +28,13 @@ const START_MS: u64 = 60_000;
 #[derive(Debug, Default)]
 pub(super) struct Logical {
     worker: Option<tokio::task::JoinHandle<()>>,
-    /// Slots that could not be moved on, and since when they are gone.
+    /// Slots that could not be moved on and are gone again, by their names.
     unfit: BTreeMap<String, Unfit>,
     /// The last trouble, so that it is said once.
     said: Option<String>,
 }
 
-/// A copied slot that could not be used.
+/// When a copied slot could not be used last, and how often that was so.
 #[derive(Clone, Copy, Debug, Default)]
 struct Unfit {
     at: Millis,
@@ -42,8 +43,8 @@ struct Unfit {
 
 impl Unfit {
     fn pause_ms(self) -> u64 {
-        let doubled = UNFIT_MS.0.saturating_mul(1 << self.times.saturating_sub(1).min(16));
-        doubled.min(UNFIT_MS.1)
+        let doubled = UNFIT_MS << self.times.saturating_sub(1).min(16);
+        doubled.min(UNFIT_AT_MOST_MS)
     }
 }
 
